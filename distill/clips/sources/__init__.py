@@ -1,0 +1,1 @@
+"""One file per data set; each has Options and build(options) -> Manifest."""

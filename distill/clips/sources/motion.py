@@ -1,0 +1,29 @@
+"""The embedded data set: digits in motion, drawn on first use. See distill/clips/motion.py."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from distill.clips import motion
+from distill.clips.manifest import Clip, Manifest
+
+
+@dataclass
+class Options(motion.Drawing):
+    folder: str = ""
+    """Where the rendered clips are kept; empty = $XDG_CACHE_HOME/distill (or ~/.cache/distill)."""
+
+
+def build(options: Options) -> Manifest:
+    drawing = motion.Drawing(**{f.name: getattr(options, f.name) for f in fields(motion.Drawing)})
+    motion.check(drawing)
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill"
+    folder = motion.render(drawing, Path(options.folder) if options.folder else default)
+    clips = tuple(
+        Clip(id=f"{folder.name}/{clip_id}", path=str(folder / f"{clip_id}.mp4"), label=label, split=split)
+        for clip_id, name, split in motion.clip_names(drawing)
+        for label in [drawing.classes.index(name)]
+    )
+    return Manifest(clips, tuple(drawing.classes))

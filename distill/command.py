@@ -1,0 +1,136 @@
+"""What every command shares: help, reading the recipe, printing the result, and errors that a person can act on."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from distill.errors import UserError
+
+# A job is a function of its own name: recipe -> figures. Its docstring is its help.
+JOBS = {
+    "train": "distill.training",
+    "cache": "distill.teaching.caching",
+    "probe": "distill.probing.probe",
+    "quickstart": "distill.quickstart",
+}
+USAGE = f"""distill JOB recipe=NAME key=value ...
+
+jobs: {", ".join(JOBS)}
+distill JOB --help     what the job does, an example, and every key
+distill recipes        the recipes that there are"""
+
+
+def dispatch(arguments: Sequence[str] | None = None) -> int:
+    """The command `distill`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    job, rest = (given[0], given[1:]) if given else ("help", [])
+    if job in JOBS:
+        return run(job, rest)
+    if job == "recipes":
+        return guarded(_list_recipes)
+    if job in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    print(f"error: there is no job {job!r}; known: {', '.join([*JOBS, 'recipes'])}", file=sys.stderr)
+    return 2
+
+
+def run(job: str, arguments: Sequence[str] | None = None) -> int:
+    """Do a job with the recipe that the arguments name. Returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    function = getattr(importlib.import_module(JOBS[job]), job)
+    if {"-h", "--help"} & set(given):
+        print(f"{inspect.getdoc(function)}\n\n{_keys()}")
+        return 0
+
+    def with_recipe() -> None:
+        from distill.recipe import read_recipe
+
+        if job == "quickstart" and not any(argument.startswith("recipe=") for argument in given):
+            given.insert(0, "recipe=quickstart")
+        recipe = read_recipe(given)
+        _show(recipe.out, function(recipe))
+
+    return guarded(with_recipe)
+
+
+def guarded(job: Callable[[], object]) -> int:
+    """Do the job; a UserError becomes one line on stderr and exit code 2."""
+    try:
+        job()
+    except UserError as error:
+        if _first_process():
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if _first_process():
+            print("stopped; resume=true goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _show(out: str, figures: dict[str, Any]) -> None:
+    """The result as a table, and where the report lies."""
+    from distill.run_log import Talk
+    from distill.shards import flatten
+
+    rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in flatten(figures).items()]
+    talk = Talk(_first_process())
+    if rows:
+        talk.table(out, ("", "result"), rows)
+    report = os.path.join(out, "report.html")
+    if os.path.exists(report):
+        talk.say(f"report: {report}")
+
+
+def _list_recipes() -> None:
+    from distill.recipe import FOLDER, recipe_names
+
+    for name in recipe_names():
+        first = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        print(f"{name:<24} {first.lstrip('# ')}")
+
+
+def _keys() -> str:
+    """Every key of a recipe with its default and meaning."""
+    from distill.recipe import Recipe
+
+    return "Keys (key=value; a recipe's YAML has the same):\n" + "\n".join(_key_lines(Recipe, ""))
+
+
+def _key_lines(kind: type[Any], prefix: str) -> Iterator[str]:
+    about, hints = _field_docs(kind), get_type_hints(kind)
+    for item in fields(kind):
+        key, hint = f"{prefix}{item.name}", hints[item.name]
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from _key_lines(hint, f"{key}.")
+            continue
+        default = "" if item.default in (MISSING, "???", None, "") else f"={str(item.default).lower()}"
+        yield textwrap.fill(
+            about.get(item.name, ""), 110, initial_indent=f"  {key + default:<30} ", subsequent_indent=" " * 33
+        )
+
+
+def _field_docs(kind: type[Any]) -> dict[str, str]:
+    """The string that stands under each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for item, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(item, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            assert isinstance(item.target, ast.Name)
+            found[item.target.id] = str(text.value.value)
+    return found

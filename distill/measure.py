@@ -1,0 +1,46 @@
+"""How big and how fast a student is, here and now."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.checkpoint import load_student
+
+
+def recognition_parameters(student: nn.Module, frames: torch.Tensor) -> int:
+    """Parameters of the parts that take part in recognising; a decoder, say, does not."""
+    used: set[nn.Parameter] = set()
+    hooks = [
+        part.register_forward_hook(lambda part, *_: used.update(part.parameters(recurse=False)))
+        for part in student.modules()
+    ]
+    student(frames)
+    for hook in hooks:
+        hook.remove()
+    return sum(parameter.numel() for parameter in used)
+
+
+@torch.no_grad()
+def measure(run: Path, repeats: int = 20) -> dict[str, float]:
+    """Figures of the student in a run folder, for one clip on the CPU: recognition only, no decoder."""
+    student = load_student(run).eval()
+    frames = torch.randint(0, 256, (1, student.spec.frames, 3, student.spec.size, student.spec.size), dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        parameters = recognition_parameters(student, frames)
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        student(frames)
+        times.append(time.perf_counter() - started)
+    return {
+        "parameters": parameters,
+        "gflops": counter.get_total_flops() / 1e9,
+        "milliseconds": 1e3 * median(times[repeats // 4 :]),
+        "megabytes": 4 * parameters / 1e6,
+    }

@@ -1,0 +1,1 @@
+"""What training minimises: named losses, weighted and summed in one place."""

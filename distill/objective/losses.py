@@ -1,0 +1,98 @@
+"""Every loss: a pure function (student, teacher, clips, *, options) -> scalar, and one line in the table below.
+
+Keyword-only arguments are the loss's recipe options. A loss is a mean over the clips of its batch, so it does not
+change with the batch's size. B clips, K classes; T as in `temperature`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, get_type_hints
+
+from omegaconf import MISSING
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.errors import UserError
+from distill.outputs import Clips, ClipSpec, StudentOutput, TeacherOutput
+
+
+def cross_entropy(
+    student: StudentOutput, teacher: TeacherOutput | None, clips: Clips, *, smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy with the labels; clips without a label do not count."""
+    known = clips.label.clamp(min=0)
+    each = F.cross_entropy(student.logits, known, reduction="none", label_smoothing=smoothing)
+    return (each * clips.label_weight).mean()
+
+
+def kl(
+    student: StudentOutput, teacher: TeacherOutput | None, clips: Clips, *, temperature: float = 4.0
+) -> Tensor:
+    """Hinton's distillation: T^2 KL(teacher || student) of the softened probabilities, mean over clips."""
+    assert teacher is not None
+    target = F.log_softmax(teacher.logits / temperature, -1)
+    answer = F.log_softmax(student.logits / temperature, -1)
+    return temperature**2 * F.kl_div(answer, target, reduction="batchmean", log_target=True)
+
+
+def reconstruction(student: StudentOutput, teacher: TeacherOutput | None, clips: Clips) -> Tensor:
+    """Mean squared error of the student's pictures, which are in [0,1]."""
+    if student.reconstruction is None:
+        raise UserError("objective.reconstruction needs a student with a decoder; this one gives no reconstruction")
+    return F.mse_loss(student.reconstruction, pictures(student.reconstruction, clips))
+
+
+def pictures(like: Tensor, clips: Clips) -> Tensor:
+    """The clips' frames in [0,1], at the size of `like` [B,T,C,H,W]."""
+    return ClipSpec(like.shape[1], like.shape[-1]).fit(clips.frames).float() / 255
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss function and what it asks for beyond logits and latent."""
+
+    function: Callable[..., Tensor]
+    teacher: bool = False
+    want: frozenset[str] = field(default_factory=frozenset)
+
+    def __call__(self, student: StudentOutput, teacher: TeacherOutput | None, clips: Clips, **options: Any) -> Tensor:
+        return self.function(student, teacher, clips, **options)
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": Loss(cross_entropy),
+    "kl": Loss(kl, teacher=True),
+    "reconstruction": Loss(reconstruction, want=frozenset({"reconstruction"})),
+}
+
+
+@dataclass
+class Term:
+    """What every term of an objective has; a loss's own options join it."""
+
+    weight: float = MISSING
+    """Factor of this loss in the sum; 0 switches it off."""
+    warmup_steps: int = 0
+    """Steps over which the weight rises from 0."""
+
+
+def schema(name: str) -> type[Any]:
+    """The recipe options of a loss: those of every term and its keyword-only arguments."""
+    if name not in LOSSES:
+        raise UserError(f"there is no loss named {name!r}; known: {', '.join(sorted(LOSSES))}")
+    function = LOSSES[name].function
+    hints = get_type_hints(function)
+    own = [
+        (option.name, hints[option.name], field(default=option.default))
+        for option in inspect.signature(function).parameters.values()
+        if option.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    return make_dataclass(f"{name}.Term", own, bases=(Term,))
+
+
+def own_options(term: Any) -> dict[str, Any]:
+    """A term's options without those that every term has."""
+    return {name: value for name, value in vars(term).items() if name not in Term.__dataclass_fields__}

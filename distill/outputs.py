@@ -1,0 +1,147 @@
+"""What travels between the rooms of the house. Everybody may import this file; it imports torch only.
+
+Shape legend: B clips, T frames, C colour channels (3), H height, W width, K classes, L latent width, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def _check(owner: object, name: str, value: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype | None) -> None:
+    """Refuse a tensor of the wrong shape (None stands for any size) or type."""
+    fits = value.dim() == len(shape) and all(want in (None, got) for want, got in zip(shape, value.shape, strict=True))
+    if not fits or (dtype is not None and value.dtype != dtype) or (dtype is None and not value.is_floating_point()):
+        wanted = "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"
+        raise ValueError(
+            f"{type(owner).__name__}.{name} is {_describe(value)}; it should be {dtype or 'floating point'} {wanted}"
+        )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_describe(item)}" for key, item in value.items()) + "}"
+    return repr(value)
+
+
+class Tensors:
+    """Base of the dataclasses below: they print shapes instead of numbers and move as one."""
+
+    def __repr__(self) -> str:
+        parts = (f"{f.name}={_describe(getattr(self, f.name))}" for f in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same record with every tensor in it changed."""
+
+        def over(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return change(value)
+            if isinstance(value, dict):
+                return {key: over(item) for key, item in value.items()}
+            return value
+
+        return type(self)(**{f.name: over(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str) -> Self:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def float(self) -> Self:
+        """Half-precision members as float32, so that losses are never computed in half precision."""
+        return self.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What a model wants to see: how many frames, and the side of the square picture in pixels."""
+
+    frames: int
+    size: int
+
+    def union(self, other: ClipSpec) -> ClipSpec:
+        """The smallest batch that both models can be served from."""
+        return ClipSpec(max(self.frames, other.frames), max(self.size, other.size))
+
+    def fit(self, frames: Tensor) -> Tensor:
+        """[B,T,C,H,W] of at least this many frames and any size, as this model wants it; uint8 stays uint8."""
+        given, side = frames.shape[1], frames.shape[-1]
+        if given < self.frames:
+            raise ValueError(f"a batch of {given} frames cannot serve a model that wants {self.frames}")
+        if given > self.frames:
+            middle = (torch.arange(self.frames, device=frames.device) * 2 + 1) * given // (2 * self.frames)
+            frames = frames[:, middle]
+        if (frames.shape[-2], side) != (self.size, self.size):
+            flat = frames.flatten(0, 1)
+            flat = F.interpolate(flat, (self.size, self.size), mode="bilinear", antialias=True)
+            frames = flat.unflatten(0, (-1, self.frames))
+        return frames
+
+
+@dataclass(repr=False)
+class Clips(Tensors):
+    """A batch of clips. (index, view) is the key of everything that is ever cached about a clip."""
+
+    frames: Tensor  # uint8 [B,T,C,H,W]
+    label: Tensor  # int64 [B]; -1 = unlabelled
+    index: Tensor  # int64 [B]; the clip's place in its manifest
+    view: Tensor  # int64 [B]; 0 = the plain centre view, 1.. = augmented
+    # float32 [B]: how much each label counts, 0 where there is none. The loader sets it so that means over the parts
+    # of a batch (processes, accumulation steps) average to the mean over the labelled clips of the whole batch.
+    label_weight: Tensor = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        _check(self, "frames", self.frames, (None,) * 5, torch.uint8)
+        batch = self.frames.shape[0]
+        for name in ("label", "index", "view"):
+            _check(self, name, getattr(self, name), (batch,), torch.int64)
+        if self.label_weight is None:
+            labelled = self.label >= 0
+            self.label_weight = labelled.float() * (batch / labelled.sum().clamp(min=1))
+        _check(self, "label_weight", self.label_weight, (batch,), torch.float32)
+
+    def __len__(self) -> int:
+        return self.frames.shape[0]
+
+
+@dataclass(repr=False)
+class TeacherOutput(Tensors):
+    """What a teacher says about a batch, live or from the cache."""
+
+    logits: Tensor  # [B,K]
+    feature: Tensor | None = None  # [B,D]
+    maps: dict[str, Tensor] = field(default_factory=dict)  # name -> [B,...]
+
+    def __post_init__(self) -> None:
+        _check(self, "logits", self.logits, (None, None), None)
+        batch = self.logits.shape[0]
+        if self.feature is not None:
+            _check(self, "feature", self.feature, (batch, None), None)
+        for name, value in self.maps.items():
+            _check(self, f"maps[{name!r}]", value, (batch, *(None,) * (value.dim() - 1)), None)
+
+
+@dataclass(repr=False)
+class StudentOutput(Tensors):
+    """What a student answers. `reconstruction` is there only when asked for."""
+
+    logits: Tensor  # [B,K]
+    latent: Tensor  # [B,L]
+    features: dict[str, Tensor] = field(default_factory=dict)  # name -> [B,...]
+    reconstruction: Tensor | None = None  # [B,T,C,H,W] in [0,1]
+
+    def __post_init__(self) -> None:
+        _check(self, "logits", self.logits, (None, None), None)
+        batch = self.logits.shape[0]
+        _check(self, "latent", self.latent, (batch, None), None)
+        for name, value in self.features.items():
+            _check(self, f"features[{name!r}]", value, (batch, *(None,) * (value.dim() - 1)), None)
+        if self.reconstruction is not None:
+            _check(self, "reconstruction", self.reconstruction, (batch, None, 3, None, None), None)

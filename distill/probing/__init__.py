@@ -1,0 +1,1 @@
+"""What latents are worth to classical classifiers."""

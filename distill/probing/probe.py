@@ -1,0 +1,56 @@
+"""The probe job: encode the splits with a run's student, fit classifiers on the latents, report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+
+from distill.checkpoint import load_student
+from distill.clips.manifest import SPLITS, Manifest
+from distill.errors import UserError
+from distill.evaluate import collect
+from distill.files import publish_text
+from distill.probing.classifiers import judge
+from distill.recipe import Recipe
+from distill.run_log import Talk
+from distill.training import see_clips, start
+
+
+def probe(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Judge the latents of the student in a run folder with classical classifiers.
+
+    accelerate launch distill/probe.py recipe=runs/quickstart/distilled/recipe.yaml
+    distill probe recipe=runs/tiny/recipe.yaml probe.probes=[svm]
+
+    Settings are chosen on the validation split; the test split is looked at once. Writes probe.json.
+    """
+    accelerator = start(recipe)
+    talk, run = Talk(accelerator.is_main_process), Path(recipe.out)
+    student = load_student(run).to(accelerator.device)
+    # Probes measure the latents, so they may use labels that training had to do without.
+    labelled = replace(recipe.clips, labelled=recipe.probe.labelled)
+    clips = see_clips(replace(recipe, clips=labelled), accelerator)
+    data = {}
+    for split in SPLITS:
+        labelled_clips = _labelled(clips.manifest, split)
+        if not labelled_clips:
+            raise UserError(f"the probe needs labelled clips in the split {split!r}, and the data set has none")
+        answers = collect(student, clips, labelled_clips, recipe.train.batch, accelerator)
+        data[split] = (answers.latent, answers.label)
+    found = {}
+    if accelerator.is_main_process:
+        with talk.track(f"probe {run.name}", len(recipe.probe.probes)) as track:
+            for name in recipe.probe.probes:
+                verdict = judge(name, data["train"], data["val"], data["test"], recipe.seed)
+                found[name] = vars(verdict)
+                track.advance(1, f"{name} {100 * verdict.top1:.1f} %")
+        publish_text(run / "probe.json", json.dumps(found, indent=1))
+    accelerator.wait_for_everyone()
+    return found
+
+
+def _labelled(manifest: Manifest, split: str) -> list[int]:
+    return [index for index in manifest.of(split) if manifest.clips[index].label >= 0]

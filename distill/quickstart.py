@@ -1,0 +1,118 @@
+"""The whole house in one command: teacher, cache, four students of one kind, probes, report."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distill.files import publish_text
+from distill.measure import measure
+from distill.probing.probe import probe
+from distill.recipe import Recipe, read_recipe
+from distill.report import write_report
+from distill.run_log import Talk
+from distill.teaching.caching import cache
+from distill.training import see_clips, start, train
+
+TEACHER = "quickstart_teacher"
+
+
+def quickstart(recipe: Recipe) -> dict[str, Any]:
+    """Run the first experiment from end to end on the embedded data: about six minutes on two cores.
+
+    distill quickstart
+    distill quickstart seed=1 out=runs/seed1
+
+    Trains a teacher with every label, caches what it says, then trains one and the same student four ways: not at all,
+    by reconstruction, from a tenth of the labels, and distilled (that tenth, the teacher and reconstruction). Probes
+    judge the latents of all four. seed, clips and cache reach the teacher too. A second call goes on where the first
+    one stopped.
+    """
+    out = Path(recipe.out)
+    talk = Talk(start(recipe).is_main_process)
+    stages = _Stages(talk)
+    teacher = teacher_recipe(recipe, out / "teacher")
+    recipe.teacher.run = teacher.out
+
+    with stages("teacher"):
+        cache(teacher)
+        taught = train(teacher)
+    with stages("cache"):
+        cache(recipe)
+    students = student_recipes(recipe, out)
+    summaries, probes = {}, {}
+    for name, student in students.items():
+        with stages(name):
+            summaries[name] = train(student)
+    for name, student in students.items():
+        with stages(f"probe {name}"):
+            probes[name] = probe(student)
+
+    clips = see_clips(recipe, start(recipe))
+    sizes = {name: measure(Path(run.out)) for name, run in {"teacher": teacher, "student": students["distilled"]}.items()}
+    summary = {
+        "chance": 1 / len(clips.manifest.classes),
+        "teacher": {"top1": taught["test"]["top1"], **sizes["teacher"]},
+        "student": {
+            **{name: {"top1": summaries[name]["test"]["top1"]} for name in ("labels_only", "distilled")},
+            **sizes["student"],
+        },
+        "probe": probes,
+        "seconds": stages.seconds,
+    }
+    publish_text(out / "summary.json", json.dumps(summary, indent=1))
+    return summary
+
+
+def teacher_recipe(recipe: Recipe, out: Path) -> Recipe:
+    """The teacher's own recipe, on the same clips: it sees every label."""
+    teacher = read_recipe([f"recipe={TEACHER}", f"seed={recipe.seed}", f"out={out}", "resume=true"])
+    teacher.clips = copy.deepcopy(recipe.clips)
+    teacher.clips.labelled = 1.0
+    teacher.cache = copy.deepcopy(recipe.cache)
+    return teacher
+
+
+def student_recipes(recipe: Recipe, out: Path) -> dict[str, Recipe]:
+    """One student, four trainings: same network, optimiser, batch, clips and number of steps."""
+
+    def variant(name: str, change: Callable[[Recipe], object]) -> Recipe:
+        student = copy.deepcopy(recipe)
+        student.out, student.resume = str(out / name), True
+        change(student)
+        return student
+
+    def only(*terms: str) -> Callable[[Recipe], object]:
+        def switch(student: Recipe) -> None:
+            for name, term in student.objective.items():
+                term.weight = term.weight if name in terms else 0.0
+            # A batch of clips that the objective has no use for would only handicap the student.
+            student.clips.unlabelled = terms != ("cross_entropy",)
+
+        return switch
+
+    return {
+        "untrained": variant("untrained", lambda student: setattr(student.train, "steps", 0)),
+        "reconstruction": variant("reconstruction", only("reconstruction")),
+        "labels_only": variant("labels_only", only("cross_entropy")),
+        "distilled": variant("distilled", lambda student: None),
+    }
+
+
+class _Stages:
+    """Announces and times the parts."""
+
+    def __init__(self, talk: Talk) -> None:
+        self.talk, self.seconds = talk, dict[str, float]()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.talk.say(f"\n== {name}")
+        started = time.monotonic()
+        yield
+        self.seconds[name.replace(" ", "_")] = round(time.monotonic() - started, 1)

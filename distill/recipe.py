@@ -1,0 +1,172 @@
+"""A recipe is one experiment: a typed tree, read from YAML and from key=value."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from distill import plugins
+from distill.clips.batches import ClipOptions
+from distill.errors import UserError
+from distill.files import publish_text
+from distill.loop import TrainOptions
+from distill.objective import losses
+from distill.optim import Optim
+from distill.probing.classifiers import ProbeOptions
+from distill.teaching.store import CacheOptions
+
+FOLDER = Path(__file__).resolve().parents[1] / "recipes"
+COMMAND_LINE = "the command line"
+
+
+@dataclass
+class Recipe:
+    """One experiment: clips, a teacher, a student, an objective and a schedule."""
+
+    out: str = MISSING
+    """Run folder: everything that the run leaves behind goes there."""
+    seed: int = 0
+    """Every random choice follows from it."""
+    resume: bool = False
+    """Go on with the run in `out` instead of refusing to touch it."""
+    clips: ClipOptions = field(default_factory=ClipOptions)
+    student: Any = MISSING
+    """The network to train: name of a file in students/, and its options."""
+    teacher: Any = None
+    """The network that teaches: name of a file in teachers/, and its options. Empty: no teacher."""
+    cache: CacheOptions = field(default_factory=CacheOptions)
+    objective: dict[str, Any] = field(default_factory=dict)
+    """Loss name -> weight, warmup_steps and the loss's own options; see distill/objective/losses.py."""
+    optim: Optim = field(default_factory=Optim)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    probe: ProbeOptions = field(default_factory=ProbeOptions)
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """recipe=NAME stands for recipes/NAME.yaml; anything with a slash or an ending is a path."""
+    path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"recipe {name!r} is not there ({path}){_nearest(name, recipe_names())}")
+    return path
+
+
+def read_recipe(arguments: Sequence[str]) -> Recipe:
+    """`recipe=NAME key=value ...` to a checked Recipe."""
+    name, changes = None, []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise UserError(f"{argument!r} is not key=value; example: recipe=tiny train.steps=10")
+        if key == "recipe":
+            name = value
+        else:
+            changes.append(argument)
+    if not name:
+        raise UserError(f"which recipe? say recipe=NAME; known: {', '.join(recipe_names())}")
+    path = find_recipe(name)
+    return _merge([(str(path), _load(path)), (COMMAND_LINE, _dotlist(changes))])
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the merged recipe, which is a recipe too."""
+    publish_text(path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+
+
+def differences(recipe: Recipe, path: Path) -> list[str]:
+    """The keys in which a recipe differs from the one saved at `path`."""
+    from distill.shards import flatten
+
+    mine = flatten(OmegaConf.to_container(OmegaConf.structured(recipe)))
+    other = flatten(OmegaConf.to_container(OmegaConf.structured(_merge([(str(path), _load(path))]))))
+    return [key for key in mine | other if mine.get(key) != other.get(key) and key != "resume"]
+
+
+def _load(path: Path) -> DictConfig:
+    try:
+        tree = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a YAML file that can be read: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, DictConfig):
+        raise UserError(f"{path} is not a recipe: it should be a tree of keys and values")
+    return tree
+
+
+def _dotlist(changes: Sequence[str]) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist(list(changes))
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"on {COMMAND_LINE}: {' '.join(str(error).split())}") from error
+
+
+def _merge(layers: Sequence[tuple[str, DictConfig]]) -> Recipe:
+    """Defaults, then each layer over them, each checked against the schema under its own name."""
+    raw = OmegaConf.merge(*(tree for _, tree in layers))
+    assert isinstance(raw, DictConfig)
+    merged = OmegaConf.structured(Recipe)
+    for origin, tree in layers:
+        for key in tree:  # before the plug-ins are looked up: a wrong top-level key is the likelier mistake
+            if key not in Recipe.__dataclass_fields__:
+                raise UserError(f"{origin}: there is no key {key!r}{_nearest(str(key), list(Recipe.__dataclass_fields__))}")
+    _put_schemas(merged, raw, " or ".join(origin for origin, _ in layers))
+    for origin, tree in layers:
+        try:
+            merged = OmegaConf.merge(merged, tree)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{origin}: {_explain(error)}") from error
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise UserError(f"{layers[0][0]}: {missing[0]} has no value; set it there or say {missing[0]}=... on {COMMAND_LINE}")
+    try:
+        recipe = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{layers[0][0]}: {_explain(error)}") from error
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _put_schemas(merged: DictConfig, raw: DictConfig, origin: str) -> None:
+    """Give the plug-ins' nodes and the objective's terms the types that their names stand for."""
+    for key, kind in (("student", "student"), ("teacher", "teacher"), ("clips.source", "source")):
+        node = OmegaConf.select(raw, key, throw_on_missing=False)
+        if node is None:
+            if kind == "source":
+                node = OmegaConf.create({"name": "motion"})
+            else:
+                continue
+        if not isinstance(node, DictConfig) or not isinstance(node.get("name"), str):
+            raise UserError(f"{origin}: {key} needs a name; known: {', '.join(plugins.names(kind))}")
+        try:
+            OmegaConf.update(merged, key, OmegaConf.structured(plugins.schema(kind, node.name)), merge=False)
+        except UserError as error:
+            raise UserError(f"{origin}: {key}.name: {error}") from error
+    objective = OmegaConf.select(raw, "objective")
+    for name in objective if isinstance(objective, DictConfig) else ():
+        try:
+            merged.objective[name] = OmegaConf.structured(losses.schema(str(name)))
+        except UserError as error:
+            raise UserError(f"{origin}: objective: {error}{_nearest(str(name), list(losses.LOSSES))}") from error
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    """OmegaConf's complaint as one sentence with the key in front."""
+    key = error.full_key or error.key or ""
+    known = getattr(error.object_type, "__dataclass_fields__", {})
+    if "not in" in str(error.msg) and known:
+        return f"there is no key {key!r}{_nearest(str(key).rpartition('.')[2], list(known))}"
+    return f"{key}: {str(error.msg).splitlines()[0] if error.msg else error}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""Live and cached teachers behind one call: teacher(clips) -> TeacherOutput."""

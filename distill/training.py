@@ -1,0 +1,196 @@
+"""The training job: open the run, build what the recipe names, run the loop, keep the student and its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from safetensors.numpy import save_file
+
+from distill.checkpoint import StudentCard, build_student, newest_checkpoint, save_student
+from distill.clips.batches import ClipSet, Plan, open_clips, open_manifest, training_batches
+from distill.clips.frames import frame_shards
+from distill.clips.manifest import Manifest
+from distill.errors import UserError
+from distill.evaluate import Answers, collect, evaluate
+from distill.files import publish, publish_text
+from distill.loop import Learner, Loop
+from distill.objective.objective import Objective
+from distill.optim import make_optimizer
+from distill.outputs import ClipSpec
+from distill.randomness import number
+from distill.recipe import Recipe, differences, save_recipe
+from distill.run_log import RunLog, Talk
+from distill.teaching.store import CachedTeacher, output_shards
+from distill.teaching.teacher import Teacher, fingerprint, open_teacher, wants
+
+PRECISIONS = ("no", "fp16", "bf16")
+
+
+def train(recipe: Recipe) -> dict[str, Any]:
+    """Train a student: from labels, from a teacher, or both.
+
+    accelerate launch distill/train.py recipe=quickstart train.steps=300 objective.kl.weight=2
+    distill train recipe=tiny out=runs/tiny
+
+    Leaves recipe.yaml, metrics.jsonl, TensorBoard events, checkpoints, student.safetensors with student.json,
+    summary.json and report.html in the run folder. With resume=true it goes on from the newest checkpoint.
+    """
+    accelerator = start(recipe)
+    talk, run = Talk(accelerator.is_main_process), Path(recipe.out)
+    open_run(recipe, run, accelerator)
+    summary_path = run / "summary.json"
+    if summary_path.exists():
+        talk.say(f"{run} is finished already")
+        return dict(json.loads(summary_path.read_text(encoding="utf-8")))
+
+    started = time.monotonic()
+    objective = Objective(recipe.objective)
+    clips = see_clips(recipe, accelerator)
+    require_cache(recipe, clips, objective)
+    torch.manual_seed(number(recipe.seed, "weights"))
+    student = build_student(recipe.student, len(clips.manifest.classes))
+    card = StudentCard(dict(vars(recipe.student)), list(clips.manifest.classes), student.spec)
+    learner = Learner(student, objective)
+    optimizer = make_optimizer(learner, recipe.optim)
+    student.to(accelerator.device)
+    wrapped, optimizer = accelerator.prepare(learner, optimizer)
+
+    state = newest_checkpoint(run)
+    log = RunLog(run, state["step"] if state else 0, accelerator.is_main_process)
+    val = clips.manifest.of("val")
+    loop = Loop(
+        learner=wrapped,
+        objective=objective,
+        teacher=make_teacher(recipe, clips, accelerator) if objective.needs_teacher else None,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        options=recipe.train,
+        optim=recipe.optim,
+        seed=recipe.seed,
+        run=run,
+        log=log,
+        talk=talk,
+        validate=lambda: evaluate(collect(student, clips, val, recipe.train.batch, accelerator)) if val else {},
+    )
+    if state:
+        loop.restore(state)
+        talk.say(f"going on from step {loop.done}")
+    plan = make_plan(recipe, clips, accelerator)
+    steps = range(loop.done, recipe.train.steps)
+    loop.fit(training_batches(clips, plan, steps, accelerator.process_index, accelerator.num_processes))
+    log.close()
+
+    answers = collect(student, clips, clips.manifest.of("test"), recipe.train.batch, accelerator)
+    summary = {"steps": loop.done, "seconds": round(time.monotonic() - started, 1), "test": evaluate(answers)}
+    if accelerator.is_main_process:
+        save_student(run, student, card)
+        save_answers(run, answers)
+        publish_text(summary_path, json.dumps(summary, indent=1))
+    accelerator.wait_for_everyone()
+    return summary
+
+
+def start(recipe: Recipe) -> Accelerator:
+    """One process, or one of many: accelerate decides from how we were launched."""
+    if recipe.train.precision not in PRECISIONS:
+        raise UserError(f"train.precision is {recipe.train.precision!r}; known: {', '.join(PRECISIONS)}")
+    # A recipe may leave out the decoder or the classifier; their parameters then have no gradient.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(mixed_precision=recipe.train.precision, kwargs_handlers=[unused])
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"{launched} processes were launched, but each believes it is one of {accelerator.num_processes}; "
+            "on CPUs set ACCELERATE_USE_CPU=true and launch with torchrun --nproc_per_node=N"
+        )
+    return accelerator
+
+
+def open_run(recipe: Recipe, run: Path, accelerator: Accelerator) -> None:
+    """Make the run folder and keep the merged recipe in it, or go on in it when that is what was asked."""
+    saved = run / "recipe.yaml"
+    if saved.exists():
+        if not recipe.resume:
+            raise UserError(f"{run} already holds a run; say resume=true to go on with it, or choose another out=")
+        changed = differences(recipe, saved)
+        if changed:
+            raise UserError(f"{run} was made with another {changed[0]}; choose another out=, or delete the folder")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, saved)
+    accelerator.wait_for_everyone()
+
+
+def see_clips(recipe: Recipe, accelerator: Accelerator) -> ClipSet:
+    """The recipe's clips, at a size that serves the student and its teacher alike."""
+    with accelerator.main_process_first():
+        manifest = open_manifest(recipe.clips, recipe.seed)
+    spec = batch_spec(recipe, manifest)
+    return open_clips(manifest, recipe.clips, spec, Path(recipe.cache.folder) if recipe.cache.frames else None)
+
+
+def batch_spec(recipe: Recipe, manifest: Manifest) -> ClipSpec:
+    with torch.random.fork_rng(), torch.device("meta"):
+        spec: ClipSpec = build_student(recipe.student, len(manifest.classes)).spec
+    return spec.union(wants(recipe.teacher)) if recipe.teacher else spec
+
+
+def require_cache(recipe: Recipe, clips: ClipSet, objective: Objective) -> None:
+    """Say at once, not at step 700, what the cache lacks."""
+    command = "distill cache with the same recipe and keys"
+    views = range(1, recipe.clips.views.count + 1)
+    held_out = clips.manifest.of("val") + clips.manifest.of("test")
+    if recipe.cache.frames:
+        frames = frame_shards(Path(recipe.cache.folder), clips.manifest, recipe.clips.views, clips.spec)
+        frames.require(clips.training(), views, command)
+        frames.require(held_out, [0], command)
+    if objective.needs_teacher and recipe.cache.outputs:
+        cached_outputs(recipe, clips).require(clips.training(), views, command)
+
+
+def cached_outputs(recipe: Recipe, clips: ClipSet) -> Any:
+    if recipe.teacher is None:
+        raise UserError("the objective learns from a teacher, but the recipe has none; set teacher.name")
+    return output_shards(
+        recipe.cache,
+        clips.manifest,
+        recipe.clips.views,
+        clips.spec,
+        fingerprint(recipe.teacher),
+        recipe.train.precision,
+    )
+
+
+def make_teacher(recipe: Recipe, clips: ClipSet, accelerator: Accelerator) -> Teacher:
+    """From the cache or live: the same call, the same answers."""
+    if recipe.cache.outputs:
+        return CachedTeacher(cached_outputs(recipe, clips))
+    if recipe.teacher is None:
+        raise UserError("the objective learns from a teacher, but the recipe has none; set teacher.name")
+    return open_teacher(recipe.teacher, clips.manifest.classes).to(accelerator.device)
+
+
+def make_plan(recipe: Recipe, clips: ClipSet, accelerator: Accelerator) -> Plan:
+    indices = clips.training()
+    return Plan(
+        indices=indices,
+        labelled=[clips.manifest.clips[i].label >= 0 for i in indices],
+        batch=recipe.train.batch,
+        parts=accelerator.num_processes * recipe.train.accumulate,
+        view_options=recipe.clips.views,
+        seed=recipe.seed,
+    )
+
+
+def save_answers(run: Path, answers: Answers) -> None:
+    """The student's answers about the test clips: what the report draws."""
+    columns: dict[str, np.ndarray] = {name: np.ascontiguousarray(value) for name, value in vars(answers).items()}
+    publish(run / "answers.safetensors", lambda part: save_file(columns, part))

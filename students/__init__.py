@@ -1,0 +1,1 @@
+"""One file per student family; each has Options and build."""

@@ -1,0 +1,1 @@
+"""One file per teacher family; each has Options, build, fingerprint and wants."""

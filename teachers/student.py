@@ -1,0 +1,42 @@
+"""Any earlier run of ours as a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+from torch import Tensor, nn
+
+from distill.checkpoint import StudentCard, fingerprint_student, load_student, read_card
+from distill.outputs import ClipSpec, StudentOutput, TeacherOutput
+
+
+@dataclass
+class Options:
+    run: str = MISSING
+    """Run folder of the network that teaches."""
+
+
+class StudentTeacher(nn.Module):
+    """A trained student in the teacher's chair; its latent is the feature."""
+
+    def __init__(self, student: nn.Module, card: StudentCard) -> None:
+        super().__init__()
+        self.student, self.classes, self.spec = student, card.classes, card.spec
+
+    def forward(self, frames: Tensor) -> TeacherOutput:
+        answer: StudentOutput = self.student(frames)
+        return TeacherOutput(logits=answer.logits, feature=answer.latent)
+
+
+def build(options: Options) -> StudentTeacher:
+    return StudentTeacher(load_student(Path(options.run)), read_card(Path(options.run)))
+
+
+def fingerprint(options: Options) -> str:
+    return fingerprint_student(Path(options.run))
+
+
+def wants(options: Options) -> ClipSpec:
+    return read_card(Path(options.run)).spec
