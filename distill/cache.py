@@ -1,4 +1,4 @@
-"""Ask a teacher once about every clip: `accelerate launch distill/cache.py recipe=NAME key=value ...`; --help says more."""
+"""Ask a teacher once: `accelerate launch distill/cache.py recipe=NAME key=value ...`; --help says more."""
 
 if not __package__:  # started as a file: the repository, not this folder, comes first on the path
     import sys

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from distill import plugins
 from distill.errors import UserError
 from distill.files import digest, publish, publish_text
-from distill.outputs import ClipSpec
+from distill.outputs import ClipSpec, Student
 
 KEEP = 2
 
@@ -32,12 +31,12 @@ class StudentCard:
     spec: ClipSpec
 
 
-def build_student(options: Any, classes: int) -> nn.Module:
-    student: nn.Module = plugins.build("student", options, classes=classes)
+def build_student(options: Any, classes: int) -> Student:
+    student: Student = plugins.build("student", options, classes=classes)
     return student
 
 
-def save_student(run: Path, student: nn.Module, card: StudentCard) -> None:
+def save_student(run: Path, student: Student, card: StudentCard) -> None:
     weights = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
     publish(run / "student.safetensors", lambda part: save_file(weights, part))
     publish_text(run / "student.json", json.dumps(asdict(card), indent=1))
@@ -51,7 +50,7 @@ def read_card(run: Path) -> StudentCard:
     return StudentCard(found["options"], found["classes"], ClipSpec(**found["spec"]))
 
 
-def load_student(run: Path) -> nn.Module:
+def load_student(run: Path) -> Student:
     card = read_card(run)
     options = plugins.schema("student", card.options["name"])(**card.options)
     student = build_student(options, len(card.classes))

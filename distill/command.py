@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from distill.errors import UserError
@@ -86,12 +87,14 @@ def _show(out: str, figures: dict[str, Any]) -> None:
     from distill.run_log import Talk
     from distill.shards import flatten
 
-    rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in flatten(figures).items()]
+    rows = [
+        (name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in flatten(figures).items()
+    ]
     talk = Talk(_first_process())
     if rows:
         talk.table(out, ("", "result"), rows)
-    report = os.path.join(out, "report.html")
-    if os.path.exists(report):
+    report = Path(out) / "report.html"
+    if report.exists():
         talk.say(f"report: {report}")
 
 
@@ -105,13 +108,24 @@ def _list_recipes() -> None:
 
 def _keys() -> str:
     """Every key of a recipe with its default and meaning."""
+    from distill import plugins
+    from distill.objective import losses
     from distill.recipe import Recipe
 
-    return "Keys (key=value; a recipe's YAML has the same):\n" + "\n".join(_key_lines(Recipe, ""))
+    lines = ["Keys (key=value; a recipe's YAML has the same):", *_key_lines(Recipe, "")]
+    for kind, key in (("source", "clips.source"), ("student", "student"), ("teacher", "teacher")):
+        for name in plugins.names(kind):
+            lines += ["", f"with {key}.name={name}:", *_key_lines(plugins.module(kind, name).Options, f"{key}.")]
+    lines += ["", "terms of the objective:", *_key_lines(losses.Term, "objective.LOSS.")]
+    for name, loss in losses.LOSSES.items():
+        own = ", ".join(f"{option}={value}" for option, value in losses.defaults(name).items())
+        lines.append(f"  objective.{name:<20} {inspect.getdoc(loss.function)}" + (f" Options: {own}." if own else ""))
+    return "\n".join(lines)
 
 
 def _key_lines(kind: type[Any], prefix: str) -> Iterator[str]:
-    about, hints = _field_docs(kind), get_type_hints(kind)
+    about = {name: text for base in reversed(kind.__mro__[:-1]) for name, text in _field_docs(base).items()}
+    hints = get_type_hints(kind)
     for item in fields(kind):
         key, hint = f"{prefix}{item.name}", hints[item.name]
         if is_dataclass(hint):

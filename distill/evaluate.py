@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from distill.clips.batches import ClipSet, evaluation_batches
 from distill.objective.losses import pictures
+from distill.outputs import Student
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Answers:
 
 
 @torch.no_grad()
-def collect(student: nn.Module, clips: ClipSet, indices: Sequence[int], batch: int, accelerator: Accelerator) -> Answers:
+def collect(student: Student, clips: ClipSet, indices: Sequence[int], batch: int, accelerator: Accelerator) -> Answers:
     """The student's answers about these clips in the plain view; every process does its share, all get all."""
     student.eval()
     rank, world = accelerator.process_index, accelerator.num_processes

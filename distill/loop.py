@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.checkpoint import save_checkpoint
 from distill.objective.objective import Objective
 from distill.optim import Optim, learning_rate
-from distill.outputs import Clips, TeacherOutput
+from distill.outputs import Clips, Student, TeacherOutput
 from distill.randomness import number
 from distill.run_log import RunLog, Talk
 from distill.teaching.teacher import Teacher
@@ -42,7 +42,7 @@ class TrainOptions:
 class Learner(nn.Module):
     """The one trainable module: the student and whatever a loss learns."""
 
-    def __init__(self, student: nn.Module, objective: Objective) -> None:
+    def __init__(self, student: Student, objective: Objective) -> None:
         super().__init__()
         self.student, self.objective = student, objective
 

@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.checkpoint import load_student
+from distill.outputs import Student
 
 
-def recognition_parameters(student: nn.Module, frames: torch.Tensor) -> int:
+def recognition_parameters(student: Student, frames: torch.Tensor) -> int:
     """Parameters of the parts that take part in recognising; a decoder, say, does not."""
     used: set[nn.Parameter] = set()
     hooks = [

@@ -5,12 +5,12 @@ Shape legend: B clips, T frames, C colour channels (3), H height, W width, K cla
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -81,7 +81,7 @@ class ClipSpec:
         if (frames.shape[-2], side) != (self.size, self.size):
             flat = frames.flatten(0, 1)
             flat = F.interpolate(flat, (self.size, self.size), mode="bilinear", antialias=True)
-            frames = flat.unflatten(0, (-1, self.frames))
+            frames = flat.view(-1, self.frames, *flat.shape[1:])
         return frames
 
 
@@ -145,3 +145,13 @@ class StudentOutput(Tensors):
             _check(self, f"features[{name!r}]", value, (batch, *(None,) * (value.dim() - 1)), None)
         if self.reconstruction is not None:
             _check(self, "reconstruction", self.reconstruction, (batch, None, 3, None, None), None)
+
+
+class Student(nn.Module):
+    """What a student plug-in builds: frames uint8 [B,T,C,H,W], as `spec` says -> StudentOutput."""
+
+    spec: ClipSpec
+
+    def forward(self, frames: Tensor, want: Collection[str] = ()) -> StudentOutput:
+        """`want` names what should come beyond logits and latent: "reconstruction", or features by name."""
+        raise NotImplementedError

@@ -53,8 +53,13 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
         with stages(f"probe {name}"):
             probes[name] = probe(student)
 
-    clips = see_clips(recipe, start(recipe))
-    sizes = {name: measure(Path(run.out)) for name, run in {"teacher": teacher, "student": students["distilled"]}.items()}
+    accelerator = start(recipe)
+    clips = see_clips(recipe, accelerator)
+    if not accelerator.is_main_process:
+        return {}
+    sizes = {
+        name: measure(Path(run.out)) for name, run in {"teacher": teacher, "student": students["distilled"]}.items()
+    }
     summary = {
         "chance": 1 / len(clips.manifest.classes),
         "teacher": {"top1": taught["test"]["top1"], **sizes["teacher"]},
@@ -66,6 +71,8 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
         "seconds": stages.seconds,
     }
     publish_text(out / "summary.json", json.dumps(summary, indent=1))
+    runs = {"teacher": Path(teacher.out), **{name: Path(student.out) for name, student in students.items()}}
+    write_report(out, "Quickstart: one student, trained four ways", runs, clips, summary)
     return summary
 
 
@@ -100,7 +107,7 @@ def student_recipes(recipe: Recipe, out: Path) -> dict[str, Recipe]:
         "untrained": variant("untrained", lambda student: setattr(student.train, "steps", 0)),
         "reconstruction": variant("reconstruction", only("reconstruction")),
         "labels_only": variant("labels_only", only("cross_entropy")),
-        "distilled": variant("distilled", lambda student: None),
+        "distilled": variant("distilled", only(*recipe.objective)),
     }
 
 

@@ -80,16 +80,27 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the merged recipe, which is a recipe too."""
-    publish_text(path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+    publish_text(path, OmegaConf.to_yaml(OmegaConf.create(_name_first(_tree(recipe)))))
 
 
 def differences(recipe: Recipe, path: Path) -> list[str]:
     """The keys in which a recipe differs from the one saved at `path`."""
     from distill.shards import flatten
 
-    mine = flatten(OmegaConf.to_container(OmegaConf.structured(recipe)))
-    other = flatten(OmegaConf.to_container(OmegaConf.structured(_merge([(str(path), _load(path))]))))
+    mine, other = flatten(_tree(recipe)), flatten(_tree(_merge([(str(path), _load(path))])))
     return [key for key in mine | other if mine.get(key) != other.get(key) and key != "resume"]
+
+
+def _tree(recipe: Recipe) -> Any:
+    return OmegaConf.to_container(OmegaConf.structured(recipe))
+
+
+def _name_first(tree: Any) -> Any:
+    """The tree with every plug-in's name before its options, as a person would write it."""
+    if not isinstance(tree, dict):
+        return tree
+    order = sorted(tree, key=lambda key: key != "name")
+    return {key: _name_first(tree[key]) for key in order}
 
 
 def _load(path: Path) -> DictConfig:
@@ -117,7 +128,9 @@ def _merge(layers: Sequence[tuple[str, DictConfig]]) -> Recipe:
     for origin, tree in layers:
         for key in tree:  # before the plug-ins are looked up: a wrong top-level key is the likelier mistake
             if key not in Recipe.__dataclass_fields__:
-                raise UserError(f"{origin}: there is no key {key!r}{_nearest(str(key), list(Recipe.__dataclass_fields__))}")
+                raise UserError(
+                    f"{origin}: there is no key {key!r}{_nearest(str(key), list(Recipe.__dataclass_fields__))}"
+                )
     _put_schemas(merged, raw, " or ".join(origin for origin, _ in layers))
     for origin, tree in layers:
         try:
@@ -126,7 +139,9 @@ def _merge(layers: Sequence[tuple[str, DictConfig]]) -> Recipe:
             raise UserError(f"{origin}: {_explain(error)}") from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
-        raise UserError(f"{layers[0][0]}: {missing[0]} has no value; set it there or say {missing[0]}=... on {COMMAND_LINE}")
+        raise UserError(
+            f"{layers[0][0]}: {missing[0]} has no value; set it there or say {missing[0]}=... on {COMMAND_LINE}"
+        )
     try:
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:

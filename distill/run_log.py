@@ -61,7 +61,7 @@ class Track:
     """Reports progress of one piece of long work."""
 
     def __init__(self, total: int, done: int) -> None:
-        self.total, self.done, self.first, self.started = total, done, done, time.monotonic()
+        self.total, self.done, self.first, self.started, self.news = total, done, done, time.monotonic(), ""
 
     @property
     def rate(self) -> float:
@@ -82,13 +82,14 @@ class _Bar(Track):
         self.bar, self.task = bar, bar.add_task(what, total=total, completed=done, news="")
 
     def show(self, news: str) -> None:
-        self.bar.update(self.task, completed=self.done, **({"news": news} if news else {}))
+        self.news = news or self.news
+        self.bar.update(self.task, completed=self.done, news=self.news)
 
 
 class _Lines(Track):
     def __init__(self, talk: Talk, what: str, total: int, done: int) -> None:
         super().__init__(total, done)
-        self.talk, self.what, self.last, self.news = talk, what, time.monotonic(), ""
+        self.talk, self.what, self.last = talk, what, time.monotonic()
 
     def show(self, news: str) -> None:
         self.news = news or self.news

@@ -53,7 +53,9 @@ class Shards:
         for name, rows in records.items():
             assert len(rows) == len(self.members(shard)), f"{name} has {len(rows)} rows"
             if rows.dtype.kind == "f" and not np.isfinite(rows).all():
-                raise UserError(f"{self.group} of view {view} has values that are not finite in {name}; nothing is kept")
+                raise UserError(
+                    f"{self.group} of view {view} has values that are not finite in {name}; nothing is kept"
+                )
         if not (self.folder / "spec.json").exists():
             publish_text(self.folder / "spec.json", json.dumps(self.spec, indent=1, sort_keys=True))
         blob = save({name: np.ascontiguousarray(rows) for name, rows in records.items()})
@@ -61,7 +63,9 @@ class Shards:
 
     def read(self, field: str, index: np.ndarray, view: np.ndarray) -> np.ndarray:
         """One field of the records (index[i], view[i]), in that order."""
-        return np.stack([self._shard(v, i // self.rows)[field][i % self.rows] for i, v in zip(index, view, strict=True)])
+        return np.stack(
+            [self._shard(v, i // self.rows)[field][i % self.rows] for i, v in zip(index, view, strict=True)]
+        )
 
     def fields(self, index: int, view: int) -> set[str]:
         return set(self._shard(view, index // self.rows))
@@ -120,11 +124,17 @@ def _map(path: Path) -> dict[str, np.ndarray]:
     start = 8 + int.from_bytes(mapped[:8], "little")
     header = {name: entry for name, entry in json.loads(mapped[8:start]).items() if name != "__metadata__"}
     if len(mapped) != start + max(entry["data_offsets"][1] for entry in header.values()):
-        raise UserError(f"{path} is {len(mapped)} bytes long, not as long as its header says; delete it and cache again")
+        raise UserError(
+            f"{path} is {len(mapped)} bytes long, not as long as its header says; delete it and cache again"
+        )
     records = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
-        values = np.frombuffer(mapped, TYPES[entry["dtype"]], offset=start + begin, count=-1 if begin == end else
-                               (end - begin) // np.dtype(TYPES[entry["dtype"]]).itemsize)
+        values = np.frombuffer(
+            mapped,
+            TYPES[entry["dtype"]],
+            offset=start + begin,
+            count=-1 if begin == end else (end - begin) // np.dtype(TYPES[entry["dtype"]]).itemsize,
+        )
         records[name] = values.reshape(entry["shape"])
     return records

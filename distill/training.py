@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors.numpy import save_file
+from torch import nn
 
 from distill.checkpoint import StudentCard, build_student, newest_checkpoint, save_student
 from distill.clips.batches import ClipSet, Plan, open_clips, open_manifest, training_batches
@@ -21,12 +22,15 @@ from distill.errors import UserError
 from distill.evaluate import Answers, collect, evaluate
 from distill.files import publish, publish_text
 from distill.loop import Learner, Loop
+from distill.measure import measure
 from distill.objective.objective import Objective
 from distill.optim import make_optimizer
 from distill.outputs import ClipSpec
 from distill.randomness import number
 from distill.recipe import Recipe, differences, save_recipe
+from distill.report import write_report
 from distill.run_log import RunLog, Talk
+from distill.sync import sync_batch_norm
 from distill.teaching.store import CachedTeacher, output_shards
 from distill.teaching.teacher import Teacher, fingerprint, open_teacher, wants
 
@@ -57,9 +61,11 @@ def train(recipe: Recipe) -> dict[str, Any]:
     torch.manual_seed(number(recipe.seed, "weights"))
     student = build_student(recipe.student, len(clips.manifest.classes))
     card = StudentCard(dict(vars(recipe.student)), list(clips.manifest.classes), student.spec)
-    learner = Learner(student, objective)
+    learner: nn.Module = Learner(student, objective)
+    if accelerator.num_processes > 1:
+        learner = sync_batch_norm(learner, accelerator.device)
+    learner.to(accelerator.device)
     optimizer = make_optimizer(learner, recipe.optim)
-    student.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
 
     state = newest_checkpoint(run)
@@ -92,7 +98,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if accelerator.is_main_process:
         save_student(run, student, card)
         save_answers(run, answers)
-        publish_text(summary_path, json.dumps(summary, indent=1))
+        summary |= measure(run)
+        write_report(run, run.name, {run.name: run}, clips, summary)
+        publish_text(summary_path, json.dumps(summary, indent=1))  # last: it says that the run is finished
     accelerator.wait_for_everyone()
     return summary
 
@@ -116,7 +124,7 @@ def start(recipe: Recipe) -> Accelerator:
 def open_run(recipe: Recipe, run: Path, accelerator: Accelerator) -> None:
     """Make the run folder and keep the merged recipe in it, or go on in it when that is what was asked."""
     saved = run / "recipe.yaml"
-    if saved.exists():
+    if saved.exists() and ((run / "summary.json").exists() or newest_checkpoint(run)):
         if not recipe.resume:
             raise UserError(f"{run} already holds a run; say resume=true to go on with it, or choose another out=")
         changed = differences(recipe, saved)
@@ -139,7 +147,7 @@ def see_clips(recipe: Recipe, accelerator: Accelerator) -> ClipSet:
 
 def batch_spec(recipe: Recipe, manifest: Manifest) -> ClipSpec:
     with torch.random.fork_rng(), torch.device("meta"):
-        spec: ClipSpec = build_student(recipe.student, len(manifest.classes)).spec
+        spec = build_student(recipe.student, len(manifest.classes)).spec
     return spec.union(wants(recipe.teacher)) if recipe.teacher else spec
 
 

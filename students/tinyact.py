@@ -9,7 +9,9 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from distill.outputs import ClipSpec, StudentOutput
+from distill.outputs import ClipSpec, Student, StudentOutput
+
+Triple = tuple[int, int, int]  # time, height, width
 
 
 @dataclass
@@ -42,7 +44,7 @@ class VideoAutoEncoder3D(nn.Module):
     def __init__(self, options: Options) -> None:
         super().__init__()
         channels = [3, *options.widths]
-        strides = [tuple(stride) for stride in options.strides]
+        strides = [(t, h, w) for t, h, w in options.strides]
         self.encoder = nn.ModuleList(
             nn.Sequential(
                 nn.Conv3d(channels[i], channels[i + 1], 3, stride, 1, bias=False),
@@ -58,14 +60,15 @@ class VideoAutoEncoder3D(nn.Module):
         self.grid = (options.frames // total[0], options.size // total[1], options.size // total[2])
         self.decoder = self._make_decoder(options, channels, strides) if options.decoder else None
 
-    def _make_decoder(self, options: Options, channels: list[int], strides: list[tuple[int, ...]]) -> nn.Sequential:
+    def _make_decoder(self, options: Options, channels: list[int], strides: list[Triple]) -> nn.Sequential:
         layers: list[nn.Module] = [
             nn.Linear(options.latent, channels[-1] * prod(self.grid)),
             nn.Unflatten(1, (channels[-1], *self.grid)),
         ]
         for i in reversed(range(len(strides))):
             # A kernel as wide as the stride plus two, cut by one on each side, gives exactly stride times the size.
-            layers += [nn.ConvTranspose3d(channels[i + 1], channels[i], tuple(s + 2 for s in strides[i]), strides[i], 1)]
+            t, h, w = strides[i]
+            layers.append(nn.ConvTranspose3d(channels[i + 1], channels[i], (t + 2, h + 2, w + 2), (t, h, w), 1))
             if i:
                 layers += [nn.BatchNorm3d(channels[i]), nn.ReLU(inplace=True)]
         return nn.Sequential(*layers, nn.Sigmoid())
@@ -110,7 +113,7 @@ class ResidualMLP(nn.Module):
         return self.head(embedding), embedding
 
 
-class TinyAct(nn.Module):
+class TinyAct(Student):
     def __init__(self, options: Options, classes: int) -> None:
         super().__init__()
         self.spec = ClipSpec(options.frames, options.size)

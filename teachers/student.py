@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from distill.checkpoint import StudentCard, fingerprint_student, load_student, read_card
-from distill.outputs import ClipSpec, StudentOutput, TeacherOutput
+from distill.outputs import ClipSpec, Student, StudentOutput, TeacherOutput
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Options:
 class StudentTeacher(nn.Module):
     """A trained student in the teacher's chair; its latent is the feature."""
 
-    def __init__(self, student: nn.Module, card: StudentCard) -> None:
+    def __init__(self, student: Student, card: StudentCard) -> None:
         super().__init__()
         self.student, self.classes, self.spec = student, card.classes, card.spec
 

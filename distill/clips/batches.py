@@ -147,9 +147,9 @@ class _Parts(Dataset[Clips]):
         )
 
 
-def stuck(workers: int) -> dict[str, int]:
-    """Loader settings that turn a worker stuck in a file into an error."""
-    return {"timeout": WORKER_SECONDS} if workers else {}
+def patience(workers: int) -> int:
+    """Seconds after which a loader gives up on a worker that is stuck in a file."""
+    return WORKER_SECONDS if workers else 0
 
 
 def load(clips: ClipSet, parts: Iterable[Part]) -> Iterator[Clips]:
@@ -158,9 +158,9 @@ def load(clips: ClipSet, parts: Iterable[Part]) -> Iterator[Clips]:
     loader = DataLoader(
         _Parts(clips),
         batch_size=None,
-        sampler=parts,  # type: ignore[arg-type]  # any iterable of keys will do
+        sampler=parts,
         num_workers=workers,
-        **stuck(workers),
+        timeout=patience(workers),
         pin_memory=torch.cuda.is_available(),
     )
     return iter(loader)
@@ -173,7 +173,9 @@ def training_batches(clips: ClipSet, plan: Plan, steps: range, rank: int, world:
     return load(clips, parts)
 
 
-def evaluation_batches(clips: ClipSet, indices: Sequence[int], batch: int, rank: int = 0, world: int = 1) -> Iterator[Clips]:
+def evaluation_batches(
+    clips: ClipSet, indices: Sequence[int], batch: int, rank: int = 0, world: int = 1
+) -> Iterator[Clips]:
     """This process's share of these clips in the plain view, each once."""
     mine = indices[rank::world]
     chunks = (mine[at : at + batch] for at in range(0, len(mine), batch))

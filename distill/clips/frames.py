@@ -15,7 +15,6 @@ from distill.clips.manifest import Manifest
 from distill.outputs import ClipSpec
 from distill.shards import ROWS, Shards
 
-
 SHARD_BYTES = 32 << 20  # of frames that one view of a shard holds, so that a caching job fits in memory
 
 

@@ -7,12 +7,12 @@ time tells one class from another. The digits come with scikit-learn; no picture
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 
 import av
@@ -35,8 +35,8 @@ LINES: dict[str, tuple[float, float, float, float]] = {
     "up_left": (-0.7, -0.7, 0, 0),
     "down_left": (-0.7, 0.7, 0, 0),
     "up_right": (0.7, -0.7, 0, 0),
-    "grow": (0, 0, 1, 0),
-    "shrink": (0, 0, -1, 0),
+    "grow": (0, 0, 0.8, 0),
+    "shrink": (0, 0, -0.8, 0),
     "spin_left": (0, 0, 0, -1),
     "spin_right": (0, 0, 0, 1),
 }
@@ -53,7 +53,7 @@ class Drawing:
 
     classes: list[str] = field(default_factory=lambda: list(DEFAULT_CLASSES))
     """Which motions; known: see distill/clips/motion.py."""
-    train: int = 100
+    train: int = 150
     """Training clips per class."""
     val: int = 20
     """Validation clips per class."""
@@ -67,11 +67,11 @@ class Drawing:
     """Mean distance covered in a clip, in picture widths (turns, doublings)."""
     contrast: float = 1.0
     """Strength of the digit against the background."""
-    texture: float = 0.5
+    texture: float = 0.4
     """Strength of the background's pattern."""
-    noise: float = 0.06
+    noise: float = 0.03
     """Standard deviation of the camera's noise, as a share of full scale."""
-    drift: float = 0.15
+    drift: float = 0.1
     """How far the background itself moves in a clip, in picture widths, whatever the class."""
     seed: int = 0
     """Draws other clips."""
@@ -110,15 +110,16 @@ def _path(drawing: Drawing, motion: str, speed: float, start: np.ndarray) -> np.
         path[:, 1] += 0.22 * np.sin(angle)
     elif motion == "zigzag":
         path[:, 0] += 0.22 * (4 * np.abs((start[4] + 3 * speed * time) % 1 - 0.5) - 1)
-    return path % 1
+    wrapped: np.ndarray = path % 1
+    return wrapped
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def _digits() -> np.ndarray:
-    return load_digits().images.astype(np.float32) / 16.0
+    return np.asarray(load_digits().images, np.float32) / 16.0
 
 
-@lru_cache
+@functools.lru_cache
 def digit_numbers(split: str) -> np.ndarray:
     """Which of scikit-learn's digit pictures a split may use."""
     share = np.array([number("digit", i) / 2**63 for i in range(len(_digits()))])
@@ -139,7 +140,7 @@ def draw(drawing: Drawing, clip_id: str, motion: str, split: str) -> np.ndarray:
     dx = (columns[None] - size * path[:, 0, None, None] + half) % size - half
     dy = (rows[None] - size * path[:, 1, None, None] + half) % size - half
     turn = 2 * np.pi * path[:, 3, None, None]
-    side = size * 0.22 * 2.6 ** path[:, 2, None, None]  # from 22 % to 57 % of the picture
+    side = size * 0.24 * 2.8 ** path[:, 2, None, None]  # from 24 % to 67 % of the picture
     across = (dx * np.cos(turn) + dy * np.sin(turn)) / side * 8 + 3.5
     along = (-dx * np.sin(turn) + dy * np.cos(turn)) / side * 8 + 3.5
     ink = drawing.contrast * map_coordinates(digit, [along, across], order=1, cval=0.0, prefilter=False)
@@ -148,7 +149,7 @@ def draw(drawing: Drawing, clip_id: str, motion: str, split: str) -> np.ndarray:
     paint = rng.uniform(0.75, 1.0, 3) if background.mean() < 0.5 else rng.uniform(0.0, 0.25, 3)
     picture = background * (1 - ink[..., None]) + paint * ink[..., None]
     picture += drawing.noise * rng.standard_normal(picture.shape)
-    return (255 * picture.clip(0, 1)).round().astype(np.uint8)
+    return np.asarray((255 * picture.clip(0, 1)).round(), np.uint8)
 
 
 def _background(drawing: Drawing, rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -190,7 +191,8 @@ def _render(drawing: Drawing, into: Path, names: list[tuple[str, str, str]]) -> 
         path = into / f"{clip_id}.mp4"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            publish(path, lambda part, args=(clip_id, motion, split): encode(draw(drawing, *args), part))
+            frames = draw(drawing, clip_id, motion, split)
+            publish(path, functools.partial(encode, frames))
     return len(names)
 
 
@@ -201,7 +203,9 @@ def render(drawing: Drawing, root: Path) -> Path:
     if not done.exists():
         names = clip_names(drawing)
         parts = [names[start : start + 50] for start in range(0, len(names), 50)]
-        with ProcessPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
+        with ProcessPoolExecutor(
+            os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
+        ) as pool:
             for _ in pool.map(_render, [drawing] * len(parts), [into] * len(parts), parts):
                 pass
         publish(done, lambda part: part.write_text(json.dumps(asdict(drawing), indent=1)))

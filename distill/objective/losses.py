@@ -28,9 +28,7 @@ def cross_entropy(
     return (each * clips.label_weight).mean()
 
 
-def kl(
-    student: StudentOutput, teacher: TeacherOutput | None, clips: Clips, *, temperature: float = 4.0
-) -> Tensor:
+def kl(student: StudentOutput, teacher: TeacherOutput | None, clips: Clips, *, temperature: float = 4.0) -> Tensor:
     """Hinton's distillation: T^2 KL(teacher || student) of the softened probabilities, mean over clips."""
     assert teacher is not None
     target = F.log_softmax(teacher.logits / temperature, -1)
@@ -57,14 +55,15 @@ class Loss:
     function: Callable[..., Tensor]
     teacher: bool = False
     want: frozenset[str] = field(default_factory=frozenset)
+    answers: bool = False  # whether it trains the classifier
 
     def __call__(self, student: StudentOutput, teacher: TeacherOutput | None, clips: Clips, **options: Any) -> Tensor:
         return self.function(student, teacher, clips, **options)
 
 
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": Loss(cross_entropy),
-    "kl": Loss(kl, teacher=True),
+    "cross_entropy": Loss(cross_entropy, answers=True),
+    "kl": Loss(kl, teacher=True, answers=True),
     "reconstruction": Loss(reconstruction, want=frozenset({"reconstruction"})),
 }
 
@@ -83,14 +82,15 @@ def schema(name: str) -> type[Any]:
     """The recipe options of a loss: those of every term and its keyword-only arguments."""
     if name not in LOSSES:
         raise UserError(f"there is no loss named {name!r}; known: {', '.join(sorted(LOSSES))}")
-    function = LOSSES[name].function
-    hints = get_type_hints(function)
-    own = [
-        (option.name, hints[option.name], field(default=option.default))
-        for option in inspect.signature(function).parameters.values()
-        if option.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+    hints = get_type_hints(LOSSES[name].function)
+    own = [(option, hints[option], field(default=value)) for option, value in defaults(name).items()]
     return make_dataclass(f"{name}.Term", own, bases=(Term,))
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """A loss's own options: its keyword-only arguments."""
+    options = inspect.signature(LOSSES[name].function).parameters.values()
+    return {option.name: option.default for option in options if option.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def own_options(term: Any) -> dict[str, Any]:

@@ -41,7 +41,13 @@ def _random_forest(seed: int, **settings: Any) -> BaseEstimator:
 
 def _xgboost(seed: int, **settings: Any) -> BaseEstimator:
     return XGBClassifier(
-        n_estimators=100, learning_rate=0.2, max_bin=64, tree_method="hist", subsample=0.8, random_state=seed, **settings
+        n_estimators=100,
+        learning_rate=0.2,
+        max_bin=64,
+        tree_method="hist",
+        subsample=0.8,
+        random_state=seed,
+        **settings,
     )
 
 

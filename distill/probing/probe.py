@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-
 from distill.checkpoint import load_student
 from distill.clips.manifest import SPLITS, Manifest
 from distill.errors import UserError

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from distill.clips.batches import ClipSet, stuck
+from distill.clips.batches import ClipSet, patience
 from distill.clips.frames import DecodedFrames, Frames, frame_bytes, frame_shards
 from distill.errors import UserError
 from distill.evaluate import top_shares
@@ -124,7 +124,7 @@ class _Work:
     ) -> Iterator[tuple[int, list[int], Iterator[torch.Tensor]]]:
         """Shard by shard, the clips' views [V,T,3,H,W] as they come from the workers."""
         keys = [(index, numbers) for shard, numbers in gaps for index in shards.members(shard)]
-        loader = iter(DataLoader(_Views(frames, keys), batch_size=None, num_workers=workers, **stuck(workers)))
+        loader = iter(DataLoader(_Views(frames, keys), batch_size=None, num_workers=workers, timeout=patience(workers)))
         with self.talk.track(what, len(keys)) as track:
             for shard, numbers in gaps:
                 yield shard, numbers, itertools.islice(loader, len(shards.members(shard)))

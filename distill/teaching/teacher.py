@@ -45,7 +45,7 @@ def open_teacher(options: Any, classes: Sequence[str]) -> LiveTeacher:
             (f"{a!r} there, {b!r} here" for a, b in zip(network.classes, classes, strict=False) if a != b),
             f"{len(network.classes)} there, {len(classes)} here",
         )
-        raise UserError(f"the teacher's classes are not the data set's: {odd}; choose a teacher trained on these classes")
+        raise UserError(f"the teacher knows other classes than the data set: {odd}; choose one trained on these")
     return LiveTeacher(network, network.spec)
 
 

@@ -1,0 +1,33 @@
+# The only place that makes the environment. `make quickstart` and `make test` need nothing but Python, make and an index.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: quickstart test check bench clean
+
+quickstart: $(READY)  ## install, then run the first experiment
+	$(BIN)/distill quickstart resume=true
+
+test: $(READY)  ## install, then run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## style, types, spelling, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell distill students teachers recipes tests tools README.md
+	$(BIN)/python -m pytest tests/test_imports.py
+
+bench: $(READY)  ## the quickstart's claims over three seeds
+	$(BIN)/python tools/bench_quickstart.py
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distill needs Python 3.11 or newer; say make PYTHON=python3.12")'
+	@echo "making .venv with $$($(PYTHON) --version); about 4 minutes and 6 GB, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+	@echo "environment ready: .venv"
+
+clean:  ## forget runs and caches; the environment stays
+	rm -rf runs cache .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,226 @@
+"""The report's pictures: charts as SVG that follow the page's light or dark theme, confusion tables, film strips.
+
+Nothing here knows of runs or recipes. N clips; T frames; S pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import torch
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from sklearn.manifold import TSNE
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from distill.outputs import ClipSpec
+
+# Stand-ins that become the page's CSS variables, so that one SVG serves both themes.
+INK, MUTED, LINE = "#010203", "#040506", "#070809"
+THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
+# Of middling lightness: readable on white and on near-black.
+COLOURS = (
+    *("#4269d0", "#e58606", "#3ca951", "#ff725c", "#a463f2", "#00a2b3"),
+    *("#e56db1", "#9c6b4e", "#8a9a00", "#7f8ea3", "#2f7f5f", "#c23b5a"),
+)
+MARKERS = {"o": "●", "^": "▲", "s": "■"}  # as drawn, and as written in a legend
+POINTS = 600  # more hide one another, and t-SNE takes its time
+STRIP_FRAMES, STRIP_SIDE, PIXEL_ART_SIDE = 8, 112, 64
+CONFUSION_CLASSES, PAIRS = 20, 3
+
+
+def colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
+
+
+def marker(place: int) -> str:
+    return list(MARKERS)[place % len(MARKERS)]
+
+
+def sign(place: int) -> str:
+    """The marker in a legend."""
+    return MARKERS[marker(place)]
+
+
+def loss_chart(
+    steps: Sequence[float],
+    raw: Mapping[str, Sequence[float]],
+    weighted: Mapping[str, Sequence[float]],
+    colours: Mapping[str, str],
+    alt: str,
+) -> Markup:
+    """Every term over the steps: raw as a wide pale line, weighted as a thin one on top."""
+    figure, axes = _chart(3.8, 2.6, "training step", "loss (no unit)")
+    for name in raw:
+        axes.plot(steps, raw[name], color=colours[name], linewidth=4.5, alpha=0.3, solid_capstyle="round")
+        axes.plot(steps, weighted[name], color=colours[name], linewidth=1.3)
+    _log_scale(axes, np.array([*raw.values(), *weighted.values()], np.float64))
+    return _svg(figure, alt)
+
+
+def validation_chart(
+    curves: Mapping[str, Sequence[tuple[float, float]]], colours: Mapping[str, str], chance: float, alt: str
+) -> Markup:
+    """Top-1 of every run as (step, share), against guessing."""
+    figure, axes = _chart(5.6, 2.9, "training step", "top-1 on validation clips (%)")
+    axes.axhline(100 * chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate(
+        "guessing",
+        (1, 100 * chance),
+        (-2, 3),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        textcoords="offset points",
+        color=MUTED,
+        fontsize=8,
+    )
+    for name, points in curves.items():
+        steps, shares = np.array(points).T
+        axes.plot(steps, 100 * shares, color=colours[name], linewidth=1.6, marker="o", markersize=3)
+    axes.set_ylim(0, min(100, max(axes.get_ylim()[1], 20)))
+    return _svg(figure, alt)
+
+
+def latent_map(latent: np.ndarray, group: np.ndarray, alt: str) -> Markup:
+    """t-SNE of latents [N,L]; `group` [N] is the place of a clip's class in the legend, -1 = in grey."""
+    neighbours = min(30.0, (len(latent) - 1) / 3)
+    # On a machine that does other work too, more threads than one make this ten times slower: they wait by spinning.
+    with threadpool_limits(1):
+        place = TSNE(perplexity=neighbours, init="pca", random_state=0, max_iter=500).fit_transform(
+            _standardised(latent)
+        )
+    figure, axes = _chart(3.5, 3.3, "t-SNE axis 1 (no unit)", "t-SNE axis 2 (no unit)")
+    for number in np.unique(group):
+        shown = place[group == number]
+        known = number >= 0
+        axes.scatter(
+            shown[:, 0],
+            shown[:, 1],
+            s=13,
+            linewidths=0,
+            alpha=0.85,
+            color=colour(number) if known else LINE,
+            marker=marker(number) if known else "o",
+        )
+    axes.grid(False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return _svg(figure, alt)
+
+
+def neighbour_share(latent: np.ndarray, label: np.ndarray) -> float:
+    """Share of clips whose nearest other clip is of their own class."""
+    _, nearest = NearestNeighbors(n_neighbors=2).fit(_standardised(latent)).kneighbors()
+    return float((label[nearest[:, 0]] == label).mean())
+
+
+def confusion_table(table: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Counts [true class, answer] as rows of (count, share of the true class, right); of many classes, the worst."""
+    wrong = table * (1 - np.eye(len(classes), dtype=np.int64))
+    shown = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:CONFUSION_CLASSES])
+    totals = table.sum(1).clip(min=1)
+    rows = [
+        (classes[true], [(table[true, said], table[true, said] / totals[true], true == said) for said in shown])
+        for true in shown
+    ]
+    return {
+        "classes": [classes[place] for place in shown],
+        "of": len(classes),
+        "rows": rows,
+        "right": np.trace(table),
+        "all": table.sum(),
+        "pairs": list(_confused_pairs(wrong, totals, classes)),
+    }
+
+
+def _confused_pairs(
+    wrong: np.ndarray, totals: np.ndarray, classes: Sequence[str]
+) -> Iterator[tuple[str, str, int, int]]:
+    """The most frequent errors: true class, answer, how often, of how many."""
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]:
+        true, said = np.unravel_index(place, wrong.shape)
+        if wrong[true, said]:
+            yield classes[true], classes[said], int(wrong[true, said]), int(totals[true])
+
+
+def strips(videos: Sequence[Tensor]) -> tuple[list[str], bool]:
+    """Videos uint8 [T,3,S,S] as film strips of one size, and whether they are to be shown pixel by pixel."""
+    frames = min(STRIP_FRAMES, *(len(video) for video in videos))
+    spec = ClipSpec(frames, min(STRIP_SIDE, *(video.shape[-1] for video in videos)))
+    return [strip(spec.fit(video[None])[0]) for video in videos], spec.size <= PIXEL_ART_SIDE
+
+
+def strip(frames: Tensor) -> str:
+    """Frames uint8 [T,3,S,S] side by side, as the address of an embedded image."""
+    gap = frames.new_full((*frames.shape[:3], 1), 128)
+    picture = torch.cat([frames, gap], 3).permute(2, 0, 3, 1).flatten(1, 2)[:, :-1]
+    # Small pictures are shown pixel by pixel, where JPEG's blocks would show too.
+    kind, options = ("png", {}) if frames.shape[-1] <= PIXEL_ART_SIDE else ("jpeg", {"quality": 88})
+    data = io.BytesIO()
+    imsave(data, picture.contiguous().numpy(), format=kind, pil_kwargs=options)
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _standardised(latent: np.ndarray) -> np.ndarray:
+    return np.asarray(StandardScaler().fit_transform(latent.astype(np.float64)))
+
+
+def _chart(width: float, height: float, across: str, up: str) -> tuple[Figure, Axes]:
+    """An empty chart with quiet axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(across, color=MUTED, fontsize=8.5)
+    axes.set_ylabel(up, color=MUTED, fontsize=8.5)
+    axes.tick_params(colors=MUTED, labelsize=8, length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(color=LINE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(MUTED)
+    return figure, axes
+
+
+def _log_scale(axes: Axes, values: np.ndarray) -> None:
+    """Where every value is positive; losses of different kinds lie decades apart."""
+    values = values[np.isfinite(values)]
+    if not values.size or values.min() <= 0:
+        return
+    axes.set_yscale("log")
+    axes.set_ylabel("loss (no unit, log scale)")
+    decades = np.log10(values.max() / values.min())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _svg(figure: Figure, alt: str) -> Markup:
+    """The figure as an inline element that scales with the page and speaks to screen readers."""
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+    page = io.StringIO()
+    # Ids are shared by all the charts of a page, hence a salt of each chart's own.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):
+        figure.savefig(page, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = page.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r'<g id="[a-zA-Z_]+\d*(\.[\w-]+)?">', "<g>", text)
+    text = re.sub(r"(font: [\d.]+px) [^;\"]+", r"\1 system-ui, sans-serif", text)
+    for stand_in, variable in THEME.items():
+        text = text.replace(stand_in, variable)
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label={quoteattr(alt)} ', 1))

@@ -1,0 +1,93 @@
+"""What several tests share: a private place for rendered clips, and any recipe made small."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from distill import command, plugins
+from distill.recipe import Recipe, read_recipe, recipe_names
+
+SMALL = {"train": "4", "val": "1", "test": "1"}  # clips per class, for a source that can be asked
+
+
+def tiny(name: str, out: Path, *more: str) -> list[str]:
+    """key=value arguments that make a recipe small: few clips of two classes, two steps, nothing cached.
+
+    Only what the recipe's data source has options for is made smaller; the student stays as the recipe has it.
+    """
+    source = read_recipe([f"recipe={name}", f"out={out}"]).clips.source
+    clips = [f"clips.source.{key}={value}" for key, value in SMALL.items() if hasattr(source, key)]
+    if hasattr(source, "classes"):
+        clips.append(f"clips.source.classes=[{','.join(source.classes[:2])}]")
+    fast = ["clips.workers=0", "cache.outputs=false", "cache.frames=false", f"cache.folder={out.parent / 'cache'}"]
+    short = ["train.steps=2", "train.batch=4", "train.log_every=1"]
+    return [f"recipe={name}", f"out={out}", *clips, *fast, *short, *more]
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments() -> Callable[..., list[str]]:
+    return tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Trains a recipe made small, once per session, and gives its run folder; a teacher that is a run comes first."""
+    root, done = tmp_path_factory.mktemp("runs"), dict[str, Path]()
+
+    def arguments(name: str) -> list[str]:
+        return tiny(name, root / name, *teacher_run(name))
+
+    def teacher_run(name: str) -> list[str]:
+        teacher = plain_recipe(name).teacher
+        if not hasattr(teacher, "run"):
+            return []
+        makers = [other for other in recipe_names() if plain_recipe(other).out == teacher.run]
+        assert makers, f"recipe {name}: no recipe has out: {teacher.run}, so nothing can train its teacher"
+        return [f"teacher.run={run(makers[0])}"]
+
+    def run(name: str) -> Path:
+        if name not in done:
+            assert command.run("train", arguments(name)) == 0
+            done[name] = root / name
+        return done[name]
+
+    return run
+
+
+def plain_recipe(name: str) -> Recipe:
+    """A recipe as its file has it."""
+    return read_recipe([f"recipe={name}"])
+
+
+def plug_in(kind: str, name: str, recipe: str, *more: str) -> object:
+    """The options of a plug-in in a recipe."""
+    found = read_recipe([f"recipe={recipe}", *more])
+    return found.clips.source if kind == "source" else getattr(found, kind)
+
+
+def recipes_with(kind: str, name: str) -> list[str]:
+    """The recipes that use a plug-in."""
+    chosen = [(recipe, plug_in(kind, name, recipe)) for recipe in recipe_names()]
+    return [recipe for recipe, options in chosen if options is not None and options.name == name]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_clips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Clips are rendered into a folder of this session, never into the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("clips")))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _forget_accelerator() -> Iterator[None]:
+    """Accelerate keeps its settings for the life of a process; each test starts without them."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)

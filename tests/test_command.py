@@ -1,0 +1,197 @@
+"""The command: help that is enough to work with, and mistakes that cost one line."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from distill import command
+from distill.errors import UserError
+from distill.recipe import FOLDER, Recipe, recipe_names
+from distill.shards import flatten
+
+Capture = pytest.CaptureFixture[str]
+Arguments = Callable[..., list[str]]
+
+
+def refused(capsys: Capture, code: int) -> str:
+    """The one line of a mistake."""
+    assert code == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in captured.out
+    return lines[0]
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"], ["-h"], ["--help"]])
+def test_usage(capsys: Capture, arguments: list[str]) -> None:
+    assert command.dispatch(arguments) == 0
+    said = capsys.readouterr().out
+    for word in ("distill JOB recipe=NAME", "--help", "distill recipes", *command.JOBS):
+        assert word in said
+
+
+def test_recipes_are_listed_with_what_they_are(capsys: Capture) -> None:
+    assert command.dispatch(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(recipe_names())
+    for line, name in zip(lines, recipe_names(), strict=True):
+        first = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        assert line.split() == [name, *first.split()]
+
+
+@pytest.mark.parametrize("job", command.JOBS)
+def test_help_has_what_an_example_and_every_key(capsys: Capture, job: str) -> None:
+    assert command.dispatch([job, "--help"]) == 0
+    said = capsys.readouterr().out
+    first, blank, *rest = said.splitlines()
+    assert first.endswith(".")
+    assert blank == ""
+    assert re.search(rf"^(distill {job}|accelerate launch distill/{job}.py) ?.*$", said, re.MULTILINE)
+    text = "\n".join(rest)
+    for key in flatten(OmegaConf.to_container(OmegaConf.structured(Recipe))):
+        plug_in = key.startswith(("clips.source.", "student.", "teacher.", "objective."))
+        name = key.rpartition(".")[0] if plug_in else key
+        assert re.search(rf"^  {re.escape(name)}(=\S+)? +[^ =].*", text, re.MULTILINE), f"{name} is not explained"
+    assert max(map(len, said.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("job", command.JOBS)
+def test_every_recipe_that_help_names_is_there(job: str) -> None:
+    text = inspect.getdoc(getattr(__import__(command.JOBS[job], fromlist=[job]), job)) or ""
+    for name in re.findall(r"recipe=(\w+)(?![\w/.])", text):
+        assert name in recipe_names()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["tarin"], "there is no job 'tarin'; known: train"),
+        (["recipe=quickstart"], "there is no job 'recipe=quickstart'"),
+        (["train"], "which recipe?"),
+        (["train", "recipe=quickstrat"], "did you mean 'quickstart'?"),
+        (["train", "recipe=quickstart", "train.stepz=3"], "'train.stepz'"),
+        (["train", "recipe=quickstart", "out=[1"], "out"),
+        (["quickstart", "trian.steps=3"], "'trian'"),
+    ],
+)
+def test_mistakes_before_any_work(capsys: Capture, arguments: list[str], told: str) -> None:
+    assert told in refused(capsys, command.dispatch(arguments))
+
+
+IN_THE_FILE = ("train.batch=1000", "training clips"), ("train.precision=fp8", "train.precision"), ("clips.labelled=2", "")
+MISTAKES: list[tuple[str, str]] = [  # for the job train; what the line has to name
+    *IN_THE_FILE,
+    ("clips.labelled=nan", "clips.labelled"),
+    ("clips.views.span=0", "clips.views.span"),
+    ("clips.views.area=2", "clips.views.area"),
+    ("clips.views.count=0", "clips.views.count"),
+    ("clips.workers=-1", "workers"),
+    ("clips.source.size=15", "size"),
+    ("clips.source.frames=0", "frames"),
+    ("clips.source.classes=[left,nope]", "'nope'"),
+    ("clips.source.classes=[left]", "classes"),
+    ("clips.source.train=0", "no training clips"),
+    ("clips.source.test=0", "test"),
+    ("student.size=33", "size is 33"),
+    ("student.widths=[8]", "widths"),
+    ("student.strides=[[1,2],[2,2,2],[2,2,2],[1,1,1]]", "strides"),
+    ("student.latent=-1", "student"),
+    ("student.dropout=2", "dropout"),
+    ("train.batch=0", "train.batch"),
+    ("train.batch=-4", "train.batch"),
+    ("train.accumulate=0", "train.accumulate"),
+    ("train.accumulate=3", "train.accumulate"),
+    ("train.steps=-1", "train.steps"),
+    ("optim.lr=-1", "learning rate"),
+    ("objective.cross_entropy.smoothing=2", "smoothing"),
+    ("objective={cross_entropy: {weight: 0}, reconstruction: {weight: 0}}", "no term with a weight"),
+    ("objective.kl.weight=1", "teacher"),
+    ("teacher={name: student, run: /nowhere}", "/nowhere"),
+    ("student.decoder=false", "decoder"),
+    ("cache.frames=true", "distill cache"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), MISTAKES, ids=[change for change, _ in MISTAKES])
+def test_a_mistake_in_a_value(
+    capsys: Capture, tmp_path: Path, tiny_arguments: Arguments, change: str, told: str
+) -> None:
+    code = command.run("train", tiny_arguments("tiny", tmp_path / "run", change))
+    assert told in refused(capsys, code)
+
+
+def test_a_mistake_can_be_mended_in_the_same_folder(capsys: Capture, tmp_path: Path, tiny_arguments: Arguments) -> None:
+    """A run that never began does not stand in the way."""
+    out = tmp_path / "run"
+    refused(capsys, command.run("train", tiny_arguments("tiny", out, "train.batch=1000")))
+    assert command.run("train", tiny_arguments("tiny", out, "train.steps=0")) == 0
+
+
+@pytest.mark.parametrize(
+    ("job", "change", "told"),
+    [
+        ("cache", "cache.frames=false", "nothing to cache"),
+        ("cache", "teacher={name: student, run: /nowhere}", "/nowhere"),
+        ("probe", "seed=0", "holds no finished student"),
+    ],
+)
+def test_mistakes_of_other_jobs(
+    capsys: Capture, tmp_path: Path, tiny_arguments: Arguments, job: str, change: str, told: str
+) -> None:
+    assert told in refused(capsys, command.run(job, tiny_arguments("tiny", tmp_path / "run", change)))
+
+
+def test_a_folder_that_cannot_be_made(capsys: Capture, tmp_path: Path, tiny_arguments: Arguments) -> None:
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / "run"
+    assert str(out) in refused(capsys, command.run("train", [*tiny_arguments("tiny", tmp_path / "x"), f"out={out}"]))
+
+
+def test_a_finished_run_is_not_touched(capsys: Capture, tmp_path: Path, tiny_arguments: Arguments) -> None:
+    given = tiny_arguments("tiny", tmp_path / "run")
+    assert command.run("train", given) == 0
+    weights = (tmp_path / "run" / "student.safetensors").read_bytes()
+    capsys.readouterr()
+    assert "resume=true" in refused(capsys, command.run("train", given))
+    assert "optim.lr" in refused(capsys, command.run("train", [*given, "resume=true", "optim.lr=1"]))
+    assert "'nope'" in refused(capsys, command.run("probe", [*given, "probe.probes=[nope]"]))
+    assert command.run("train", [*given, "resume=true"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert (tmp_path / "run" / "student.safetensors").read_bytes() == weights
+
+
+def test_only_the_first_process_speaks(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert command.dispatch(["train", "recipe=quickstrat"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_message_of_several_lines_becomes_one(capsys: Capture) -> None:
+    def job() -> None:
+        raise UserError("first line\n  second line")
+
+    assert refused(capsys, command.guarded(job)) == "error: first line second line"
+
+
+def test_ctrl_c_is_not_a_traceback(capsys: Capture) -> None:
+    def job() -> None:
+        raise KeyboardInterrupt
+
+    assert command.guarded(job) == 130
+    assert "resume=true" in capsys.readouterr().err
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    def job() -> None:
+        raise AssertionError("a bug of ours")
+
+    with pytest.raises(AssertionError, match="bug of ours"):
+        command.guarded(job)

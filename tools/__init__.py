@@ -1,0 +1,1 @@
+"""Benchmarks and helpers for developers; the library never imports them."""
