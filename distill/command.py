@@ -87,15 +87,19 @@ def _show(out: str, figures: dict[str, Any]) -> None:
     from distill.run_log import Talk
     from distill.shards import flatten
 
-    rows = [
-        (name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in flatten(figures).items()
-    ]
+    rows = [(name, _plain(name, value)) for name, value in flatten(figures).items()]
     talk = Talk(_first_process())
     if rows:
         talk.table(out, ("", "result"), rows)
     report = Path(out) / "report.html"
     if report.exists():
         talk.say(f"report: {report}")
+
+
+def _plain(name: str, value: Any) -> str:
+    if name.endswith(("top1", "top5")):
+        return f"{100 * value:.1f} %"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _list_recipes() -> None:

@@ -73,7 +73,30 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
     publish_text(out / "summary.json", json.dumps(summary, indent=1))
     runs = {"teacher": Path(teacher.out), **{name: Path(student.out) for name, student in students.items()}}
     write_report(out, "Quickstart: one student, trained four ways", runs, clips, summary)
-    return summary
+    _show(talk, summary)
+    return {}
+
+
+def _show(talk: Talk, summary: dict[str, Any]) -> None:
+    """The result: top-1 of the classifiers that were trained, and of the probes on every latent."""
+    probes = summary["probe"]
+    names = list(next(iter(probes.values())))
+    rows = [["teacher", _percent(summary["teacher"]["top1"]), *("" for _ in names)]]
+    for run, found in probes.items():
+        own = summary["student"].get(run)
+        rows.append([run, _percent(own["top1"]) if own else "", *(_percent(found[name]["top1"]) for name in names)])
+    rows.append(["chance", *[_percent(summary["chance"])] * (1 + len(names))])
+    talk.say("")
+    talk.table("top-1 on the test clips", ("", "own classifier", *names), rows)
+    teacher, student = summary["teacher"], summary["student"]
+    talk.say(
+        f"teacher {teacher['parameters'] / 1e6:.2f} M parameters, {teacher['milliseconds']:.1f} ms a clip;  "
+        f"student {student['parameters'] / 1e6:.2f} M, {student['milliseconds']:.1f} ms"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def teacher_recipe(recipe: Recipe, out: Path) -> Recipe:

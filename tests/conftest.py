@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from distill import command, plugins
+from distill import command
 from distill.recipe import Recipe, read_recipe, recipe_names
 
 SMALL = {"train": "4", "val": "1", "test": "1"}  # clips per class, for a source that can be asked
@@ -64,16 +64,15 @@ def plain_recipe(name: str) -> Recipe:
     return read_recipe([f"recipe={name}"])
 
 
-def plug_in(kind: str, name: str, recipe: str, *more: str) -> object:
-    """The options of a plug-in in a recipe."""
-    found = read_recipe([f"recipe={recipe}", *more])
-    return found.clips.source if kind == "source" else getattr(found, kind)
-
-
-def recipes_with(kind: str, name: str) -> list[str]:
-    """The recipes that use a plug-in."""
-    chosen = [(recipe, plug_in(kind, name, recipe)) for recipe in recipe_names()]
-    return [recipe for recipe, options in chosen if options is not None and options.name == name]  # type: ignore[attr-defined]
+def users(kind: str, name: str) -> dict[str, Any]:
+    """The recipes that use a plug-in, each with the options that it gives it."""
+    found = {}
+    for recipe in recipe_names():
+        tree = plain_recipe(recipe)
+        options = tree.clips.source if kind == "source" else getattr(tree, kind)
+        if options is not None and options.name == name:
+            found[recipe] = options
+    return found
 
 
 @pytest.fixture(autouse=True, scope="session")

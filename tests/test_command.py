@@ -86,9 +86,10 @@ def test_mistakes_before_any_work(capsys: Capture, arguments: list[str], told: s
     assert told in refused(capsys, command.dispatch(arguments))
 
 
-IN_THE_FILE = ("train.batch=1000", "training clips"), ("train.precision=fp8", "train.precision"), ("clips.labelled=2", "")
 MISTAKES: list[tuple[str, str]] = [  # for the job train; what the line has to name
-    *IN_THE_FILE,
+    ("train.batch=1000", "training clips"),
+    ("train.precision=fp8", "train.precision"),
+    ("clips.labelled=2", "clips.labelled"),
     ("clips.labelled=nan", "clips.labelled"),
     ("clips.views.span=0", "clips.views.span"),
     ("clips.views.area=2", "clips.views.area"),

@@ -32,15 +32,16 @@ def test_a_writer_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_name_appears_only_when_the_content_is_complete(tmp_path: Path) -> None:
-    path = tmp_path / "new.bin"
+    path, numbers = tmp_path / "new.bin", list[int]()
 
     def write(part: Path) -> None:
         part.write_bytes(b"x" * 10)
         assert not path.exists()
-        assert part.parent == path.parent  # a rename across file systems would not be one step
+        numbers.append(part.stat().st_ino)
 
     publish(path, write)
     assert path.read_bytes() == b"x" * 10
+    assert numbers == [path.stat().st_ino]  # renamed, which is one step; a copy could be cut off half way
 
 
 def test_many_writers_of_one_name(tmp_path: Path) -> None:

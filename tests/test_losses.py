@@ -22,18 +22,16 @@ from distill.objective.objective import Objective
 from distill.objective.schedule import weight_at
 from distill.outputs import Clips, StudentOutput, TeacherOutput
 
-I, J = torch.meshgrid(torch.arange(8.0), torch.arange(10.0), indexing="ij")
-STUDENT = 3 * torch.sin(0.7 * I.double() + 1.3 * J.double() + 0.1)  # [B,K]: the golden inputs
-TEACHER = 4 * torch.cos(0.5 * I.double() - 0.9 * J.double() + 0.2)
+ROW, COLUMN = torch.meshgrid(torch.arange(8.0), torch.arange(10.0), indexing="ij")
+STUDENT = 3 * torch.sin(0.7 * ROW.double() + 1.3 * COLUMN.double() + 0.1)  # [B,K]: the golden inputs
+TEACHER = 4 * torch.cos(0.5 * ROW.double() - 0.9 * COLUMN.double() + 0.2)
 LABEL = (3 * torch.arange(8) + 1) % 10
 
 
-def clips(label: Tensor, weight: Tensor | None = None, frames: Tensor | None = None) -> Clips:
+def clips(label: Tensor, weight: Any = None, frames: Tensor | None = None) -> Clips:
     batch = len(label)
     frames = torch.zeros(batch, 2, 3, 4, 4, dtype=torch.uint8) if frames is None else frames
-    return Clips(
-        frames=frames, label=label, index=torch.arange(batch), view=torch.zeros_like(label), label_weight=weight
-    )  # type: ignore[arg-type]
+    return Clips(frames, label, index=torch.arange(batch), view=torch.zeros_like(label), label_weight=weight)
 
 
 def said(logits: Tensor, **more: Any) -> StudentOutput:
@@ -109,7 +107,7 @@ def test_cross_entropy_closed_form(smoothing: float) -> None:
     assert found.item() == pytest.approx(expected.item())
 
 
-MASKS = ([0, 3], [1, 2, 5, 6, 7], [4], [])
+MASKS: tuple[list[int], ...] = ([0, 3], [1, 2, 5, 6, 7], [4], [])
 
 
 @pytest.mark.parametrize("hidden", MASKS)
