@@ -71,6 +71,12 @@ def guarded(job: Callable[[], object]) -> int:
         if _first_process():
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        if _first_process():
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         if _first_process():
             print("stopped; resume=true goes on from the last checkpoint", file=sys.stderr)
@@ -123,7 +129,8 @@ def _keys() -> str:
     lines += ["", "terms of the objective:", *_key_lines(losses.Term, "objective.LOSS.")]
     for name, loss in losses.LOSSES.items():
         own = ", ".join(f"{option}={value}" for option, value in losses.defaults(name).items())
-        lines.append(f"  objective.{name:<20} {inspect.getdoc(loss.function)}" + (f" Options: {own}." if own else ""))
+        about = f"{inspect.getdoc(loss.function)}" + (f" Options: {own}." if own else "")
+        lines.append(_key_line(f"objective.{name}", about))
     return "\n".join(lines)
 
 
@@ -137,9 +144,11 @@ def _key_lines(kind: type[Any], prefix: str) -> Iterator[str]:
             yield from _key_lines(hint, f"{key}.")
             continue
         default = "" if item.default in (MISSING, "???", None, "") else f"={str(item.default).lower()}"
-        yield textwrap.fill(
-            about.get(item.name, ""), 110, initial_indent=f"  {key + default:<30} ", subsequent_indent=" " * 33
-        )
+        yield _key_line(key + default, about.get(item.name, ""))
+
+
+def _key_line(key: str, about: str) -> str:
+    return textwrap.fill(about, 110, initial_indent=f"  {key:<30} ", subsequent_indent=" " * 33)
 
 
 def _field_docs(kind: type[Any]) -> dict[str, str]:

@@ -43,9 +43,9 @@ def collect(student: Student, clips: ClipSet, indices: Sequence[int], batch: int
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     if world > 1:
         columns = [_gather(column, -(-len(indices) // world), accelerator) for column in columns]
-        columns = [column[columns[0] >= 0] for column in columns]
-    order = torch.argsort(columns[0])
-    return Answers(*(column[order].cpu().numpy() for column in columns))
+    rows = [column.cpu().numpy() for column in columns]
+    index, place = np.unique(rows[0], return_index=True)
+    return Answers(*(row[place[index >= 0]] for row in rows))
 
 
 def _gather(column: torch.Tensor, length: int, accelerator: Accelerator) -> torch.Tensor:

@@ -13,12 +13,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.checkpoint import save_checkpoint
+from distill.errors import UserError
 from distill.objective.objective import Objective
 from distill.optim import Optim, learning_rate
 from distill.outputs import Clips, Student, TeacherOutput
 from distill.randomness import number
 from distill.run_log import RunLog, Talk
 from distill.teaching.teacher import Teacher
+
+PRECISIONS = ("no", "fp16", "bf16")
 
 
 @dataclass
@@ -37,6 +40,15 @@ class TrainOptions:
     """Steps between two looks at the validation split; 0 = only at the end."""
     checkpoint_every: int = 200
     """Steps between two checkpoints; there is always one at the end."""
+
+
+def check(options: TrainOptions) -> None:
+    if options.precision not in PRECISIONS:
+        raise UserError(f"train.precision is {options.precision!r}; known: {', '.join(PRECISIONS)}")
+    least = {"steps": 0, "batch": 1, "accumulate": 1, "log_every": 1, "evaluate_every": 0, "checkpoint_every": 0}
+    for name, bound in least.items():
+        if getattr(options, name) < bound:
+            raise UserError(f"train.{name} is {getattr(options, name)}; it is at least {bound}")
 
 
 class Learner(nn.Module):

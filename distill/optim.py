@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from distill.errors import UserError
+
 
 @dataclass
 class Optim:
@@ -22,6 +24,9 @@ class Optim:
 
 
 def make_optimizer(module: nn.Module, options: Optim) -> torch.optim.AdamW:
+    for name in ("lr", "weight_decay", "clip_norm", "warmup_steps"):
+        if not 0 <= getattr(options, name) < math.inf:
+            raise UserError(f"optim.{name} is {getattr(options, name)}; it is at least 0")
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},

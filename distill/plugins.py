@@ -37,5 +37,5 @@ def build(kind: str, options: Any, **context: Any) -> Any:
     """Build the plug-in that `options.name` names."""
     try:
         return module(kind, options.name).build(options, **context)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # torch refuses impossible sizes with a RuntimeError
         raise UserError(f"{kind} {options.name}: {error}") from error

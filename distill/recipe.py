@@ -20,10 +20,12 @@ from distill.loop import TrainOptions
 from distill.objective import losses
 from distill.optim import Optim
 from distill.probing.classifiers import ProbeOptions
+from distill.shards import flatten
 from distill.teaching.store import CacheOptions
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 COMMAND_LINE = "the command line"
+Layer = tuple[str, DictConfig]  # where it comes from, and what it says
 
 
 @dataclass
@@ -85,8 +87,6 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 def differences(recipe: Recipe, path: Path) -> list[str]:
     """The keys in which a recipe differs from the one saved at `path`."""
-    from distill.shards import flatten
-
     mine, other = flatten(_tree(recipe)), flatten(_tree(_merge([(str(path), _load(path))])))
     return [key for key in mine | other if mine.get(key) != other.get(key) and key != "resume"]
 
@@ -114,63 +114,96 @@ def _load(path: Path) -> DictConfig:
 
 
 def _dotlist(changes: Sequence[str]) -> DictConfig:
-    try:
-        return OmegaConf.from_dotlist(list(changes))
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"on {COMMAND_LINE}: {' '.join(str(error).split())}") from error
+    tree: Any = OmegaConf.create()
+    for change in changes:
+        try:
+            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([change]))
+        except (YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
+            raise UserError(f"{COMMAND_LINE}: {change!r} cannot be read: {' '.join(str(error).split())}") from error
+    assert isinstance(tree, DictConfig)
+    return tree
 
 
-def _merge(layers: Sequence[tuple[str, DictConfig]]) -> Recipe:
+def _merge(layers: Sequence[Layer]) -> Recipe:
     """Defaults, then each layer over them, each checked against the schema under its own name."""
-    raw = OmegaConf.merge(*(tree for _, tree in layers))
-    assert isinstance(raw, DictConfig)
     merged = OmegaConf.structured(Recipe)
-    for origin, tree in layers:
-        for key in tree:  # before the plug-ins are looked up: a wrong top-level key is the likelier mistake
+    plain: list[tuple[str, Any]] = [(origin, OmegaConf.to_container(tree)) for origin, tree in layers]
+    for origin, tree in plain:  # before plug-ins are looked up: a wrong top-level key is the likelier mistake
+        for key in tree:
             if key not in Recipe.__dataclass_fields__:
-                raise UserError(
-                    f"{origin}: there is no key {key!r}{_nearest(str(key), list(Recipe.__dataclass_fields__))}"
-                )
-    _put_schemas(merged, raw, " or ".join(origin for origin, _ in layers))
-    for origin, tree in layers:
+                near = _nearest(str(key), list(Recipe.__dataclass_fields__))
+                raise UserError(f"{origin}: there is no key {key!r}{near}")
+    _put_schemas(merged, plain)
+    for (origin, tree), (_, values) in zip(layers, plain, strict=True):
+        _check_groups(origin, OmegaConf.to_container(merged), values)
         try:
             merged = OmegaConf.merge(merged, tree)
         except OmegaConfBaseException as error:
             raise UserError(f"{origin}: {_explain(error)}") from error
-    missing = sorted(OmegaConf.missing_keys(merged))
+    try:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        recipe = None if missing else OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{layers[0][0]} with {COMMAND_LINE}: {_explain(error)}") from error
     if missing:
         raise UserError(
             f"{layers[0][0]}: {missing[0]} has no value; set it there or say {missing[0]}=... on {COMMAND_LINE}"
         )
-    try:
-        recipe = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{layers[0][0]}: {_explain(error)}") from error
     assert isinstance(recipe, Recipe)
     return recipe
 
 
-def _put_schemas(merged: DictConfig, raw: DictConfig, origin: str) -> None:
+def _put_schemas(merged: DictConfig, layers: Sequence[tuple[str, Any]]) -> None:
     """Give the plug-ins' nodes and the objective's terms the types that their names stand for."""
     for key, kind in (("student", "student"), ("teacher", "teacher"), ("clips.source", "source")):
-        node = OmegaConf.select(raw, key, throw_on_missing=False)
-        if node is None:
-            if kind == "source":
-                node = OmegaConf.create({"name": "motion"})
-            else:
-                continue
-        if not isinstance(node, DictConfig) or not isinstance(node.get("name"), str):
-            raise UserError(f"{origin}: {key} needs a name; known: {', '.join(plugins.names(kind))}")
+        origin, name = _plugin_name(layers, key, kind)
+        if name is None:
+            continue
         try:
-            OmegaConf.update(merged, key, OmegaConf.structured(plugins.schema(kind, node.name)), merge=False)
+            OmegaConf.update(merged, key, OmegaConf.structured(plugins.schema(kind, name)), merge=False)
         except UserError as error:
             raise UserError(f"{origin}: {key}.name: {error}") from error
-    objective = OmegaConf.select(raw, "objective")
-    for name in objective if isinstance(objective, DictConfig) else ():
-        try:
-            merged.objective[name] = OmegaConf.structured(losses.schema(str(name)))
-        except UserError as error:
-            raise UserError(f"{origin}: objective: {error}{_nearest(str(name), list(losses.LOSSES))}") from error
+    for origin, tree in layers:
+        terms = tree.get("objective")
+        for name in terms if isinstance(terms, dict) else ():
+            try:
+                merged.objective[name] = OmegaConf.structured(losses.schema(str(name)))
+            except UserError as error:
+                raise UserError(f"{origin}: objective.{name}: {error}") from error
+
+
+def _plugin_name(layers: Sequence[tuple[str, Any]], key: str, kind: str) -> tuple[str, str | None]:
+    """Which plug-in the layers choose, and the layer that did; None stands for a teacher that is not there."""
+    default = "motion" if kind == "source" else None
+    chosen, mentioned = ("the defaults", default), ""
+    for origin, tree in layers:
+        node = tree
+        for part in key.split("."):
+            node = node.get(part, ...) if isinstance(node, dict) else ...
+        if node is ...:
+            continue
+        if node is None and kind == "teacher":
+            chosen, mentioned = (origin, None), ""
+            continue
+        name = node.get("name", chosen[1]) if isinstance(node, dict) else None
+        chosen, mentioned = ((origin, name) if name != chosen[1] else chosen), origin
+        if not isinstance(node, dict) or not isinstance(name, str | None):
+            raise UserError(f"{origin}: {key} needs a name; known: {', '.join(plugins.names(kind))}")
+    if mentioned and chosen[1] is None:
+        raise UserError(f"{mentioned}: {key} needs a name; known: {', '.join(plugins.names(kind))}")
+    return chosen
+
+
+def _check_groups(origin: str, schema: Any, values: Any, key: str = "") -> None:
+    """A value where a group of keys belongs; OmegaConf's own complaint does not say where."""
+    if not isinstance(schema, dict) or (key == "teacher" and values is None):
+        return
+    if not isinstance(values, dict):
+        example = next(iter(flatten(schema, key)), f"{key}.NAME.weight")
+        raise UserError(f"{origin}: {key} is a group of keys, not {values!r}; say {example}=...")
+    for name, value in values.items():
+        if name in schema:
+            _check_groups(origin, schema[name], value, f"{key}.{name}".lstrip("."))
 
 
 def _explain(error: OmegaConfBaseException) -> str:

@@ -119,14 +119,16 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _map(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file as read-only views of the mapped file."""
-    with path.open("rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    start = 8 + int.from_bytes(mapped[:8], "little")
-    header = {name: entry for name, entry in json.loads(mapped[8:start]).items() if name != "__metadata__"}
-    if len(mapped) != start + max(entry["data_offsets"][1] for entry in header.values()):
-        raise UserError(
-            f"{path} is {len(mapped)} bytes long, not as long as its header says; delete it and cache again"
-        )
+    try:
+        with path.open("rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        start = 8 + int.from_bytes(mapped[:8], "little")
+        header = {name: entry for name, entry in json.loads(mapped[8:start]).items() if name != "__metadata__"}
+        whole = len(mapped) == start + max(entry["data_offsets"][1] for entry in header.values())
+    except ValueError:  # empty, or cut inside the header
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is damaged: its length is not what its header says; delete it and cache again")
     records = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]

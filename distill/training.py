@@ -21,11 +21,11 @@ from distill.clips.manifest import Manifest
 from distill.errors import UserError
 from distill.evaluate import Answers, collect, evaluate
 from distill.files import publish, publish_text
-from distill.loop import Learner, Loop
+from distill.loop import Learner, Loop, check
 from distill.measure import measure
 from distill.objective.objective import Objective
 from distill.optim import make_optimizer
-from distill.outputs import ClipSpec
+from distill.outputs import ClipSpec, Student
 from distill.randomness import number
 from distill.recipe import Recipe, differences, save_recipe
 from distill.report import write_report
@@ -33,8 +33,6 @@ from distill.run_log import RunLog, Talk
 from distill.sync import sync_batch_norm
 from distill.teaching.store import CachedTeacher, output_shards
 from distill.teaching.teacher import Teacher, fingerprint, open_teacher, wants
-
-PRECISIONS = ("no", "fp16", "bf16")
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
@@ -57,20 +55,42 @@ def train(recipe: Recipe) -> dict[str, Any]:
     started = time.monotonic()
     objective = Objective(recipe.objective)
     clips = see_clips(recipe, accelerator)
+    held_out = clips.manifest.of("test")
+    if not held_out:
+        raise UserError("the data source has no test clips, so nothing could be said about the student")
     require_cache(recipe, clips, objective)
     torch.manual_seed(number(recipe.seed, "weights"))
     student = build_student(recipe.student, len(clips.manifest.classes))
-    card = StudentCard(dict(vars(recipe.student)), list(clips.manifest.classes), student.spec)
+    loop = make_loop(recipe, clips, student, objective, accelerator, talk)
+    plan = make_plan(recipe, clips, accelerator)
+    steps = range(loop.done, recipe.train.steps)
+    loop.fit(training_batches(clips, plan, steps, accelerator.process_index, accelerator.num_processes))
+    loop.log.close()
+
+    answers = collect(student, clips, held_out, recipe.train.batch, accelerator)
+    summary = {"steps": loop.done, "seconds": round(time.monotonic() - started, 1), "test": evaluate(answers)}
+    if accelerator.is_main_process:
+        save_student(run, student, StudentCard(dict(vars(recipe.student)), list(clips.manifest.classes), student.spec))
+        save_answers(run, answers)
+        summary |= measure(run)
+        write_report(run, run.name, {run.name: run}, clips, summary)
+        publish_text(summary_path, json.dumps(summary, indent=1))  # last: it says that the run is finished
+    accelerator.wait_for_everyone()
+    return summary
+
+
+def make_loop(
+    recipe: Recipe, clips: ClipSet, student: Student, objective: Objective, accelerator: Accelerator, talk: Talk
+) -> Loop:
+    """The loop around a student, at the step where an earlier attempt was stopped."""
     learner: nn.Module = Learner(student, objective)
     if accelerator.num_processes > 1:
         learner = sync_batch_norm(learner, accelerator.device)
     learner.to(accelerator.device)
     optimizer = make_optimizer(learner, recipe.optim)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
-
+    run, val = Path(recipe.out), clips.manifest.of("val")
     state = newest_checkpoint(run)
-    log = RunLog(run, state["step"] if state else 0, accelerator.is_main_process)
-    val = clips.manifest.of("val")
     loop = Loop(
         learner=wrapped,
         objective=objective,
@@ -81,34 +101,19 @@ def train(recipe: Recipe) -> dict[str, Any]:
         optim=recipe.optim,
         seed=recipe.seed,
         run=run,
-        log=log,
+        log=RunLog(run, state["step"] if state else 0, accelerator.is_main_process),
         talk=talk,
         validate=lambda: evaluate(collect(student, clips, val, recipe.train.batch, accelerator)) if val else {},
     )
     if state:
         loop.restore(state)
         talk.say(f"going on from step {loop.done}")
-    plan = make_plan(recipe, clips, accelerator)
-    steps = range(loop.done, recipe.train.steps)
-    loop.fit(training_batches(clips, plan, steps, accelerator.process_index, accelerator.num_processes))
-    log.close()
-
-    answers = collect(student, clips, clips.manifest.of("test"), recipe.train.batch, accelerator)
-    summary = {"steps": loop.done, "seconds": round(time.monotonic() - started, 1), "test": evaluate(answers)}
-    if accelerator.is_main_process:
-        save_student(run, student, card)
-        save_answers(run, answers)
-        summary |= measure(run)
-        write_report(run, run.name, {run.name: run}, clips, summary)
-        publish_text(summary_path, json.dumps(summary, indent=1))  # last: it says that the run is finished
-    accelerator.wait_for_everyone()
-    return summary
+    return loop
 
 
 def start(recipe: Recipe) -> Accelerator:
     """One process, or one of many: accelerate decides from how we were launched."""
-    if recipe.train.precision not in PRECISIONS:
-        raise UserError(f"train.precision is {recipe.train.precision!r}; known: {', '.join(PRECISIONS)}")
+    check(recipe.train)
     # A recipe may leave out the decoder or the classifier; their parameters then have no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision=recipe.train.precision, kwargs_handlers=[unused])

@@ -136,6 +136,9 @@ class TinyAct(Student):
 def build(options: Options, classes: int) -> TinyAct:
     if len(options.widths) != len(options.strides):
         raise ValueError(f"{len(options.widths)} widths and {len(options.strides)} strides; each block has one of both")
+    sizes = [options.frames, options.size, options.latent, options.hidden, *options.widths]
+    if not options.widths or min(sizes) < 1 or options.blocks < 0:
+        raise ValueError("frames, size, latent, hidden and every width are at least 1, and there is a width")
     if any(len(triple) != 3 for triple in (*options.strides, options.pool)):
         raise ValueError("strides and pool are triples (time, height, width)")
     for name, side, axes in (("frames", options.frames, [0]), ("size", options.size, [1, 2])):

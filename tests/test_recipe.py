@@ -53,7 +53,7 @@ MISTAKES: list[tuple[str, list[str]]] = [  # key=value -> what the one line has 
     ("train=3", ["train", "3"]),
     ("clips.views=2", ["clips.views", "2"]),
     ("objective.kl=2", ["objective.kl", "2"]),
-    ("objective=2", ["objective", "int"]),
+    ("objective=2", ["objective", "group of keys"]),
     ("student=tinyact", ["student needs a name", "tinyact"]),
     ("student=null", ["student"]),
     ("student=", ["student"]),

@@ -138,7 +138,7 @@ def test_a_tail_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     fill(store, range(1))
     with store.path(0, 1).open("ab") as stream:
         stream.write(b"\0")
-    with pytest.raises(UserError, match="not as long as its header says"):
+    with pytest.raises(UserError, match="not what its header says"):
         store.read("logits", np.array([5]), np.array([0]))
 
 

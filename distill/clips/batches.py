@@ -50,7 +50,9 @@ class ClipSet:
         clips = self.manifest.clips
         chosen = [i for i in self.manifest.of("train") if self.options.unlabelled or clips[i].label >= 0]
         if not chosen:
-            raise UserError("no training clips: clips.labelled hides every label and clips.unlabelled is false")
+            hidden = "clips.labelled hides every label and clips.unlabelled is false"
+            why = hidden if self.manifest.of("train") else "the data source has none"
+            raise UserError(f"no training clips: {why}")
         return chosen
 
     @property
@@ -61,6 +63,8 @@ class ClipSet:
 def open_manifest(options: ClipOptions, seed: int) -> Manifest:
     """The data source's clips, with the labels hidden that the recipe hides."""
     views.check(options.views)
+    if options.workers < 0:
+        raise UserError(f"clips.workers is {options.workers}; it is at least 0")
     manifest: Manifest = plugins.build("source", options.source)
     return manifest.hide_labels(options.labelled, seed)
 
@@ -177,6 +181,6 @@ def evaluation_batches(
     clips: ClipSet, indices: Sequence[int], batch: int, rank: int = 0, world: int = 1
 ) -> Iterator[Clips]:
     """This process's share of these clips in the plain view, each once."""
-    mine = indices[rank::world]
+    mine = indices[rank::world] or indices[:1]  # a process without a share does one clip over again
     chunks = (mine[at : at + batch] for at in range(0, len(mine), batch))
     return load(clips, (Part(chunk, 0, np.ones(len(chunk), np.float32)) for chunk in chunks))

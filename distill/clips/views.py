@@ -74,6 +74,8 @@ def check(options: ViewOptions) -> None:
     for name, value in (("span", options.span), ("area", options.area)):
         if not 0 < value <= 1:
             raise UserError(f"clips.views.{name} is {value}; it is a share above 0 and at most 1")
+    if not 0 <= options.light < 1:
+        raise UserError(f"clips.views.light is {options.light}; it is at least 0 and below 1")
     if options.count < 1:
         raise UserError(f"clips.views.count is {options.count}; there is at least one view")
 

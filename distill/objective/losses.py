@@ -23,6 +23,8 @@ def cross_entropy(
     student: StudentOutput, teacher: TeacherOutput | None, clips: Clips, *, smoothing: float = 0.0
 ) -> Tensor:
     """Cross-entropy with the labels; clips without a label do not count."""
+    if not 0 <= smoothing <= 1:
+        raise UserError(f"objective.cross_entropy.smoothing is {smoothing}; it is a share between 0 and 1")
     known = clips.label.clamp(min=0)
     each = F.cross_entropy(student.logits, known, reduction="none", label_smoothing=smoothing)
     return (each * clips.label_weight).mean()
@@ -31,6 +33,8 @@ def cross_entropy(
 def kl(student: StudentOutput, teacher: TeacherOutput | None, clips: Clips, *, temperature: float = 4.0) -> Tensor:
     """Hinton's distillation: T^2 KL(teacher || student) of the softened probabilities, mean over clips."""
     assert teacher is not None
+    if temperature <= 0:
+        raise UserError(f"objective.kl.temperature is {temperature}; it is above 0")
     target = F.log_softmax(teacher.logits / temperature, -1)
     answer = F.log_softmax(student.logits / temperature, -1)
     return temperature**2 * F.kl_div(answer, target, reduction="batchmean", log_target=True)
