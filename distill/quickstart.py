@@ -23,13 +23,13 @@ TEACHER = "quickstart_teacher"
 
 
 def quickstart(recipe: Recipe) -> dict[str, Any]:
-    """Run the first experiment from end to end on the embedded data: about six minutes on two cores.
+    """Run the first experiment from end to end on the embedded data: about nine minutes on two cores.
 
     distill quickstart
     distill quickstart seed=1 out=runs/seed1
 
     Trains a teacher with every label, caches what it says, then trains one and the same student four ways: not at all,
-    by reconstruction, from a tenth of the labels, and distilled (that tenth, the teacher and reconstruction). Probes
+    by reconstruction, from 30 % of the labels, and distilled (those labels, the teacher and reconstruction). Probes
     judge the latents of all four. seed, clips and cache reach the teacher too. A second call goes on where the first
     one stopped.
     """
