@@ -6,7 +6,7 @@ READY := .venv/ready
 .PHONY: quickstart test check bench clean
 
 quickstart: $(READY)  ## install, then run the first experiment
-	$(BIN)/distill quickstart resume=true
+	$(BIN)/distill quickstart
 
 test: $(READY)  ## install, then run the tests
 	$(BIN)/python -m pytest
@@ -24,7 +24,7 @@ bench: $(READY)  ## the quickstart's claims over three seeds
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distill needs Python 3.11 or newer; say make PYTHON=python3.12")'
 	@echo "making .venv with $$($(PYTHON) --version); about 4 minutes and 6 GB, once"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 	@echo "environment ready: .venv"

@@ -59,8 +59,9 @@ def load_student(run: Path) -> Student:
 
 
 def fingerprint_student(run: Path) -> str:
+    """Of the weights and of the card; a change of the plug-in's own code is not seen."""
     read_card(run)
-    return digest(run / "student.safetensors")
+    return digest(run / "student.safetensors") + digest(run / "student.json")
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> None:

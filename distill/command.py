@@ -22,6 +22,7 @@ JOBS = {
     "probe": "distill.probing.probe",
     "quickstart": "distill.quickstart",
 }
+ASSUMED = {"quickstart": ("recipe=quickstart", "out=runs/quickstart")}  # what a job is given unless told otherwise
 USAGE = f"""distill JOB recipe=NAME key=value ...
 
 jobs: {", ".join(JOBS)}
@@ -55,10 +56,8 @@ def run(job: str, arguments: Sequence[str] | None = None) -> int:
     def with_recipe() -> None:
         from distill.recipe import read_recipe
 
-        if job == "quickstart" and not any(argument.startswith("recipe=") for argument in given):
-            given.insert(0, "recipe=quickstart")
-        recipe = read_recipe(given)
-        _show(recipe.out, function(recipe))
+        recipe = read_recipe([*ASSUMED.get(job, ()), *given])
+        _show(job, recipe.out, function(recipe))
 
     return guarded(with_recipe)
 
@@ -68,14 +67,12 @@ def guarded(job: Callable[[], object]) -> int:
     try:
         job()
     except UserError as error:
-        if _first_process():
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except OSError as error:
         if error.filename is None:
             raise
-        if _first_process():
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        _complain(f"{error.filename}: {error.strerror}")
         return 2
     except KeyboardInterrupt:
         if _first_process():
@@ -84,11 +81,19 @@ def guarded(job: Callable[[], object]) -> int:
     return 0
 
 
+def _complain(text: str) -> None:
+    """One line; what a loader's worker raised comes with its traceback, of which the last line is the message."""
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    process = "" if _first_process() else f" (process {os.environ['RANK']})"
+    print(f"error{process}: {' '.join(text.split())}", file=sys.stderr)
+
+
 def _first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _show(out: str, figures: dict[str, Any]) -> None:
+def _show(job: str, out: str, figures: dict[str, Any]) -> None:
     """The result as a table, and where the report lies."""
     from distill.run_log import Talk
     from distill.shards import flatten
@@ -98,7 +103,7 @@ def _show(out: str, figures: dict[str, Any]) -> None:
     if rows:
         talk.table(out, ("", "result"), rows)
     report = Path(out) / "report.html"
-    if report.exists():
+    if report.exists() and job != "cache":
         talk.say(f"report: {report}")
 
 

@@ -65,8 +65,8 @@ def top_shares(label: np.ndarray, logits: np.ndarray) -> Iterator[tuple[str, flo
     if not known.any():
         return
     label, logits = label[known], logits[known]
-    # Ties count against the student, so that one that always says the same scores nothing.
-    better = (logits >= logits[np.arange(len(label)), label][:, None]).sum(1) - 1
+    # Ties, and numbers that are not numbers, count against the student: one that always says the same scores nothing.
+    better = (~(logits < logits[np.arange(len(label)), label][:, None])).sum(1) - 1
     yield "top1", float((better == 0).mean())
     if logits.shape[1] > 5:
         yield "top5", float((better < 5).mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class TrainOptions:
     steps: int = 1000
     """Optimiser steps; 0 leaves the student untrained."""
     batch: int = 32
-    """Clips per step, over all processes: the same recipe gives the same curve on one process or many."""
+    """Clips per step, over all processes, so that more processes leave the curve as it is (dropout's draws apart)."""
     accumulate: int = 1
     """Parts that a process cuts its share of a batch into, to save memory."""
     precision: str = "no"
@@ -46,13 +47,15 @@ def check(options: TrainOptions) -> None:
     if options.precision not in PRECISIONS:
         raise UserError(f"train.precision is {options.precision!r}; known: {', '.join(PRECISIONS)}")
     least = {"steps": 0, "batch": 1, "accumulate": 1, "log_every": 1, "evaluate_every": 0, "checkpoint_every": 0}
+    if options.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.precision=fp16 needs a GPU; a CPU knows bf16")
     for name, bound in least.items():
         if getattr(options, name) < bound:
             raise UserError(f"train.{name} is {getattr(options, name)}; it is at least {bound}")
 
 
 class Learner(nn.Module):
-    """The one trainable module: the student and whatever a loss learns."""
+    """The one trainable module; what a loss learns joins the student here."""
 
     def __init__(self, student: Student, objective: Objective) -> None:
         super().__init__()
@@ -107,8 +110,7 @@ class Loop:
     def _accumulate(self, clips: Clips, weights: dict[str, float], step: int, part: int) -> None:
         """Add the gradient of one part of the step's batch."""
         parts = self.options.accumulate
-        # Dropout and the like draw from a number that belongs to this part of this step: the same after a resume,
-        # and the same whether one process does all the parts or many do one each.
+        # Dropout and the like draw from a number that belongs to this part of this step, so a resumed run draws alike.
         torch.manual_seed(number(self.seed, "step", step, self.accelerator.process_index * parts + part))
         last = part == parts - 1
         with nullcontext() if last else self.accelerator.no_sync(self.learner):
@@ -136,6 +138,8 @@ class Loop:
         raw = {name: value / sums[-1] for name, value in zip(weights, sums, strict=False)}
         weighted = {name: weights[name] * value for name, value in raw.items()}
         loss = sum(weighted.values())
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {step + 1}; try a lower optim.lr, or train.precision=no")
         values = {"loss": loss, "lr": learning_rate(self.optim, step, self.options.steps)}
         values |= {f"raw.{name}": value for name, value in raw.items()}
         values |= {f"weighted.{name}": value for name, value in weighted.items()}
@@ -144,6 +148,8 @@ class Loop:
 
     def save(self) -> None:
         """A checkpoint from which training goes on as if it had never stopped."""
+        if self.window is not None:
+            self.window = self.accelerator.reduce(self.window, reduction="mean")
         if self.accelerator.is_main_process:
             save_checkpoint(self.run, self.done, self.state())
         self.accelerator.wait_for_everyone()

@@ -54,6 +54,10 @@ class Tensors:
     def to(self, device: torch.device | str) -> Self:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pin_memory(self) -> Self:
+        """What a loader calls so that copies to a GPU need not wait."""
+        return self.map(Tensor.pin_memory)
+
     def float(self) -> Self:
         """Half-precision members as float32, so that losses are never computed in half precision."""
         return self.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)

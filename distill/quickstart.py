@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distill.errors import UserError
 from distill.files import publish_text
 from distill.measure import measure
 from distill.probing.probe import probe
-from distill.recipe import Recipe, read_recipe
+from distill.recipe import Recipe, read_recipe, save_recipe
 from distill.report import write_report
 from distill.run_log import Talk
 from distill.teaching.caching import cache
@@ -30,17 +31,23 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
 
     Trains a teacher with every label, caches what it says, then trains one and the same student four ways: not at all,
     by reconstruction, from 30 % of the labels, and distilled (those labels, the teacher and reconstruction). Probes
-    judge the latents of all four. seed, clips and cache reach the teacher too. A second call goes on where the first
-    one stopped.
+    judge the latents of all four. seed, clips, cache and train.precision reach the teacher too. A second call goes on
+    where the first one stopped.
     """
+    if recipe.teacher is None or recipe.teacher.name != "student":
+        raise UserError("the quickstart trains its own teacher: the recipe needs teacher.name=student")
     out = Path(recipe.out)
-    talk = Talk(start(recipe).is_main_process)
-    stages = _Stages(talk)
+    accelerator = start(recipe)
+    talk = Talk(accelerator.is_main_process)
+    if accelerator.is_main_process:
+        save_recipe(recipe, out / "recipe.yaml")
+    stages = _Stages(talk, out / "seconds.json")
     teacher = teacher_recipe(recipe, out / "teacher")
     recipe.teacher.run = teacher.out
 
     with stages("teacher"):
-        cache(teacher)
+        if teacher.cache.frames:
+            cache(teacher)
         taught = train(teacher)
     with stages("cache"):
         cache(recipe)
@@ -53,7 +60,6 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
         with stages(f"probe {name}"):
             probes[name] = probe(student)
 
-    accelerator = start(recipe)
     clips = see_clips(recipe, accelerator)
     if not accelerator.is_main_process:
         return {}
@@ -105,6 +111,7 @@ def teacher_recipe(recipe: Recipe, out: Path) -> Recipe:
     teacher.clips = copy.deepcopy(recipe.clips)
     teacher.clips.labelled = 1.0
     teacher.cache = copy.deepcopy(recipe.cache)
+    teacher.train.precision = recipe.train.precision
     return teacher
 
 
@@ -122,7 +129,7 @@ def student_recipes(recipe: Recipe, out: Path) -> dict[str, Recipe]:
             for name, term in student.objective.items():
                 term.weight = term.weight if name in terms else 0.0
             # A batch of clips that the objective has no use for would only handicap the student.
-            student.clips.unlabelled = terms != ("cross_entropy",)
+            student.clips.unlabelled = recipe.clips.unlabelled and terms != ("cross_entropy",)
 
         return switch
 
@@ -135,14 +142,17 @@ def student_recipes(recipe: Recipe, out: Path) -> dict[str, Recipe]:
 
 
 class _Stages:
-    """Announces and times the parts."""
+    """Announces and times the parts; a part that an earlier call finished keeps the time it took then."""
 
-    def __init__(self, talk: Talk) -> None:
-        self.talk, self.seconds = talk, dict[str, float]()
+    def __init__(self, talk: Talk, file: Path) -> None:
+        self.talk, self.file = talk, file
+        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self.talk.say(f"\n== {name}")
         started = time.monotonic()
         yield
-        self.seconds[name.replace(" ", "_")] = round(time.monotonic() - started, 1)
+        self.seconds.setdefault(name.replace(" ", "_"), round(time.monotonic() - started, 1))
+        if self.talk.active:
+            publish_text(self.file, json.dumps(self.seconds, indent=1))

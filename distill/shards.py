@@ -23,6 +23,7 @@ from distill.files import publish, publish_text
 from distill.randomness import number
 
 ROWS = 128
+MOST_OPEN = 256  # every mapped file holds a file descriptor
 TYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I64": np.int64}
 
 
@@ -54,7 +55,8 @@ class Shards:
             assert len(rows) == len(self.members(shard)), f"{name} has {len(rows)} rows"
             if rows.dtype.kind == "f" and not np.isfinite(rows).all():
                 raise UserError(
-                    f"{self.group} of view {view} has values that are not finite in {name}; nothing is kept"
+                    f"{self.group} of view {view} has {name} that are not finite in {rows.dtype}; "
+                    "if the teacher is sound, cache.precision=float32 may hold them"
                 )
         if not (self.folder / "spec.json").exists():
             publish_text(self.folder / "spec.json", json.dumps(self.spec, indent=1, sort_keys=True))
@@ -71,9 +73,13 @@ class Shards:
         return set(self._shard(view, index // self.rows))
 
     def _shard(self, view: int, shard: int) -> dict[str, np.ndarray]:
-        if (view, shard) not in self._open:
-            self._open[view, shard] = _map(self.path(view, shard))
-        return self._open[view, shard]
+        found = self._open.pop((view, shard), None)
+        if found is None:
+            found = _map(self.path(view, shard))
+            if len(self._open) >= MOST_OPEN:
+                self._open.pop(next(iter(self._open)))
+        self._open[view, shard] = found  # the one used last comes last
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker process maps the files anew."""

@@ -65,6 +65,7 @@ class CpuSyncBatchNorm(nn.Module):
             return nn.functional.batch_norm(
                 values, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
+        given, values = values.dtype, values.float()  # sums over many values have no place in half precision
         axes = [0, *range(2, values.dim())]
         count = _total(values.new_tensor(float(values.numel() // values.shape[1])))
         mean = _total(values.sum(axes)) / count
@@ -76,4 +77,4 @@ class CpuSyncBatchNorm(nn.Module):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale.view(shape) + self.bias.view(shape)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(given)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -30,9 +32,12 @@ from distill.randomness import number
 from distill.recipe import Recipe, differences, save_recipe
 from distill.report import write_report
 from distill.run_log import RunLog, Talk
+from distill.shards import Shards
 from distill.sync import sync_batch_norm
 from distill.teaching.store import CachedTeacher, output_shards
 from distill.teaching.teacher import Teacher, fingerprint, open_teacher, wants
+
+FILL = "distill cache with the same recipe and keys"
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
@@ -55,6 +60,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
     started = time.monotonic()
     objective = Objective(recipe.objective)
     clips = see_clips(recipe, accelerator)
+    if objective.needs_teacher and recipe.teacher is None:
+        raise UserError("the objective learns from a teacher, but the recipe has none; set teacher.name")
     held_out = clips.manifest.of("test")
     if not held_out:
         raise UserError("the data source has no test clips, so nothing could be said about the student")
@@ -108,6 +115,11 @@ def make_loop(
     if state:
         loop.restore(state)
         talk.say(f"going on from step {loop.done}")
+    steps = accelerator.gather(torch.tensor([loop.done], device=accelerator.device)).unique().tolist()
+    if len(steps) > 1:
+        raise UserError(
+            f"the processes found {run} at different steps ({steps}); it has to be on a disk that all share"
+        )
     return loop
 
 
@@ -116,7 +128,9 @@ def start(recipe: Recipe) -> Accelerator:
     check(recipe.train)
     # A recipe may leave out the decoder or the classifier; their parameters then have no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision=recipe.train.precision, kwargs_handlers=[unused])
+    # One process may render, or fit probes, while the others wait.
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = Accelerator(mixed_precision=recipe.train.precision, kwargs_handlers=[unused, patient])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise UserError(
@@ -129,7 +143,9 @@ def start(recipe: Recipe) -> Accelerator:
 def open_run(recipe: Recipe, run: Path, accelerator: Accelerator) -> None:
     """Make the run folder and keep the merged recipe in it, or go on in it when that is what was asked."""
     saved = run / "recipe.yaml"
-    if saved.exists() and ((run / "summary.json").exists() or newest_checkpoint(run)):
+    if (run / "summary.json").exists() or newest_checkpoint(run):
+        if not saved.exists():
+            raise UserError(f"{run} holds something else than a run of this kind; choose another out=")
         if not recipe.resume:
             raise UserError(f"{run} already holds a run; say resume=true to go on with it, or choose another out=")
         changed = differences(recipe, saved)
@@ -151,27 +167,27 @@ def see_clips(recipe: Recipe, accelerator: Accelerator) -> ClipSet:
 
 
 def batch_spec(recipe: Recipe, manifest: Manifest) -> ClipSpec:
-    with torch.random.fork_rng(), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         spec = build_student(recipe.student, len(manifest.classes)).spec
     return spec.union(wants(recipe.teacher)) if recipe.teacher else spec
 
 
 def require_cache(recipe: Recipe, clips: ClipSet, objective: Objective) -> None:
     """Say at once, not at step 700, what the cache lacks."""
-    command = "distill cache with the same recipe and keys"
     views = range(1, recipe.clips.views.count + 1)
-    held_out = clips.manifest.of("val") + clips.manifest.of("test")
+    require_frames(recipe, clips, clips.training(), views)
+    require_frames(recipe, clips, clips.manifest.of("val") + clips.manifest.of("test"), [0])
+    if objective.needs_teacher and recipe.cache.outputs:
+        cached_outputs(recipe, clips).require(clips.training(), views, FILL)
+
+
+def require_frames(recipe: Recipe, clips: ClipSet, indices: Sequence[int], views: Sequence[int]) -> None:
     if recipe.cache.frames:
         frames = frame_shards(Path(recipe.cache.folder), clips.manifest, recipe.clips.views, clips.spec)
-        frames.require(clips.training(), views, command)
-        frames.require(held_out, [0], command)
-    if objective.needs_teacher and recipe.cache.outputs:
-        cached_outputs(recipe, clips).require(clips.training(), views, command)
+        frames.require(indices, views, FILL)
 
 
-def cached_outputs(recipe: Recipe, clips: ClipSet) -> Any:
-    if recipe.teacher is None:
-        raise UserError("the objective learns from a teacher, but the recipe has none; set teacher.name")
+def cached_outputs(recipe: Recipe, clips: ClipSet) -> Shards:
     return output_shards(
         recipe.cache,
         clips.manifest,
@@ -186,8 +202,6 @@ def make_teacher(recipe: Recipe, clips: ClipSet, accelerator: Accelerator) -> Te
     """From the cache or live: the same call, the same answers."""
     if recipe.cache.outputs:
         return CachedTeacher(cached_outputs(recipe, clips))
-    if recipe.teacher is None:
-        raise UserError("the objective learns from a teacher, but the recipe has none; set teacher.name")
     return open_teacher(recipe.teacher, clips.manifest.classes).to(accelerator.device)
 
 

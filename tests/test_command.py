@@ -11,8 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from distill import command
+from distill.clips.batches import open_manifest
 from distill.errors import UserError
-from distill.recipe import FOLDER, Recipe, recipe_names
+from distill.recipe import FOLDER, Recipe, read_recipe, recipe_names
 from distill.shards import flatten
 
 Capture = pytest.CaptureFixture[str]
@@ -169,10 +170,23 @@ def test_a_finished_run_is_not_touched(capsys: Capture, tmp_path: Path, tiny_arg
     assert (tmp_path / "run" / "student.safetensors").read_bytes() == weights
 
 
-def test_only_the_first_process_speaks(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_says_which_it_is(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert command.dispatch(["train", "recipe=quickstrat"]) == 2
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err.startswith("error (process 1): recipe 'quickstrat' is not there")
+
+
+def test_a_broken_video_is_one_line(capsys: Capture, tmp_path: Path, tiny_arguments: Arguments) -> None:
+    """Whether it is met in this process or in a loader's worker."""
+    for workers in (0, 1):
+        broken = [f"clips.source.folder={tmp_path / 'clips'}", f"clips.workers={workers}"]
+        arguments = tiny_arguments("tiny", tmp_path / f"run{workers}", *broken)
+        for clip in open_manifest(read_recipe(arguments).clips, 0).clips:
+            Path(clip.path).write_bytes(b"this is no video")
+        said = refused(capsys, command.run("train", arguments))
+        assert "cannot be decoded" in said
+        assert ".mp4" in said
+        assert "Traceback" not in said
 
 
 def test_a_message_of_several_lines_becomes_one(capsys: Capture) -> None:

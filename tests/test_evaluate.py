@@ -41,6 +41,11 @@ def test_always_saying_the_same_scores_nothing() -> None:
     assert dict(top_shares(np.arange(6), np.zeros((6, 6), np.float32)))["top1"] == 0
 
 
+def test_numbers_that_are_not_numbers_score_nothing() -> None:
+    broken = np.full((6, 6), np.nan, np.float32)
+    assert dict(top_shares(np.arange(6), broken)) == {"top1": 0, "top5": 0}
+
+
 def test_parameters_of_recognition_leave_the_decoder_out() -> None:
     small = {"frames": 4, "size": 8, "widths": [4, 4], "strides": [[2, 2, 2], [2, 2, 2]], "pool": [1, 1, 1]}
     small |= {"latent": 4, "hidden": 4, "blocks": 1}

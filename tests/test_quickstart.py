@@ -9,6 +9,8 @@ import pytest
 
 from distill import quickstart as module
 from distill.clips.batches import open_manifest
+from distill.command import dispatch
+from distill.errors import UserError
 from distill.quickstart import quickstart, student_recipes, teacher_recipe
 from distill.recipe import Recipe, find_recipe, read_recipe
 
@@ -56,8 +58,23 @@ def test_quickstart_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for file in ("recipe.yaml", "metrics.jsonl", "student.safetensors", "student.json", "report.html"):
             assert (out / run / file).exists(), f"{run}/{file}"
     before = (out / "distilled" / "student.safetensors").stat().st_mtime_ns
-    quickstart(small(tmp_path, "resume=true"))
+    quickstart(small(tmp_path))
     assert (out / "distilled" / "student.safetensors").stat().st_mtime_ns == before
+
+
+def test_it_writes_where_the_readme_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(module, "quickstart", lambda recipe: asked.append(recipe) or {})
+    assert dispatch(["quickstart"]) == 0
+    assert asked[0].out == "runs/quickstart"
+    assert asked[0].teacher.run == "runs/quickstart/teacher"
+    assert dispatch(["quickstart", "out=elsewhere", "seed=4"]) == 0
+    assert (asked[1].out, asked[1].seed) == ("elsewhere", 4)
+
+
+def test_a_quickstart_without_a_teacher_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="teacher"):
+        quickstart(small(tmp_path, "teacher=null"))
 
 
 def test_the_comparison_is_fair(tmp_path: Path) -> None:

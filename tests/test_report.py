@@ -175,7 +175,7 @@ def test_one_run_says_what_the_summary_says(one: Page) -> None:
     )
     assert percent("100.0") in one.text  # top-5
     assert "training 12.5" in one.text
-    assert "6 labels" in one.text
+    assert "18 labels" in one.text
     assert "There are 60 training clips" in one.text
 
 
@@ -184,7 +184,7 @@ def test_the_lead_compares_what_is_alike(many: Page) -> None:
     assert f"Of 24 test clips, teacher names {percent('100.0')}, {figures} correctly" in many.text
     # 24 clips each: 1.96 sqrt(2 * 0.1875 / 24) = 24.5 points, so 50 points are more than chance.
     assert (
-        "With the same 6 labels the same network gains 50.0 points when it also learns from a teacher and" in many.text
+        "With the same 18 labels the same network gains 50.0 points when it also learns from a teacher and" in many.text
     )
     assert f"The student has {percent('25.0')} of the teacher's parameters, needs {percent('20.0')}" in many.text
 

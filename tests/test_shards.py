@@ -110,7 +110,7 @@ def test_values_that_are_not_finite_are_refused_and_nothing_is_kept(tmp_path: Pa
     store = shards(tmp_path)
     rows = record(store.members(0), 0)
     rows["logits"][2, 1] = bad
-    with pytest.raises(UserError, match="not finite in logits"):
+    with pytest.raises(UserError, match="logits that are not finite"):
         store.commit(0, 0, rows)
     assert store.missing([0], [0])
 

@@ -1,6 +1,6 @@
 """The quickstart's claims over three seeds: `make bench`.
 
-Every seed draws other clips, other labels, other weights. Exits with 1 when a claim fails, after printing all figures.
+Every seed draws other clips, other labels, other weights. Exits with 2 when a claim fails, after printing all figures.
 """
 
 from __future__ import annotations
@@ -8,10 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from distill.command import guarded
+from distill.errors import UserError
+from distill.files import publish_text
 from distill.probing.classifiers import PROBES
 from distill.quickstart import quickstart
 from distill.recipe import read_recipe
@@ -50,11 +54,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", default="runs/bench")
+    parser.add_argument("--resume", action="store_true", help="go on with seeds that were begun, whatever the code was")
     arguments, changes = parser.parse_known_args()
+    return guarded(lambda: bench(Path(arguments.out), arguments.seeds, arguments.resume, changes))
+
+
+def bench(folder: Path, seeds: Sequence[int], resume: bool, changes: Sequence[str]) -> None:
     talk, found = Talk(), {}
-    for seed in arguments.seeds:
-        out = Path(arguments.out) / f"seed{seed}"
-        recipe = read_recipe(["recipe=quickstart", f"seed={seed}", f"out={out}", "resume=true", *changes])
+    for seed in seeds:
+        out = folder / f"seed{seed}"
+        if out.exists() and not resume:
+            raise UserError(f"{out} holds figures of an earlier bench; remove it, or say --resume")
+        recipe = read_recipe(["recipe=quickstart", f"seed={seed}", f"out={out}", *changes])
         quickstart(recipe)
         found[seed] = figures(json.loads((out / "summary.json").read_text()))
     rows = [
@@ -69,8 +80,9 @@ def main() -> int:
     broken = {seed: failures(numbers) for seed, numbers in found.items()}
     for seed, claims in broken.items():
         talk.say(f"seed {seed}: {'every claim holds' if not claims else 'broken: ' + '; '.join(claims)}")
-    (Path(arguments.out) / "bench.json").write_text(json.dumps(found, indent=1))
-    return int(any(broken.values()))
+    publish_text(folder / "bench.json", json.dumps(found, indent=1))
+    if any(broken.values()):
+        raise UserError("a claim of the README does not hold; see above")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import av
 import numpy as np
 
 from distill.clips import views
 from distill.clips.decode import read_frames
 from distill.clips.manifest import Manifest
+from distill.errors import UserError
 from distill.outputs import ClipSpec
 from distill.shards import ROWS, Shards
 
@@ -31,7 +33,10 @@ class DecodedFrames:
 
     def get(self, index: int, numbers: Sequence[int]) -> np.ndarray:
         clip = self.manifest.clips[index]
-        video = read_frames(clip.path)
+        try:
+            video = read_frames(clip.path)
+        except (ValueError, av.FFmpegError) as error:
+            raise UserError(f"clip {clip.id} cannot be decoded ({clip.path}): {error}") from error
         drawn = (views.draw(self.options, clip.id, number) for number in numbers)
         return np.stack([views.apply(view, video, self.spec) for view in drawn])
 
@@ -49,6 +54,7 @@ class StoredFrames:
 def identity(manifest: Manifest, options: views.ViewOptions, spec: ClipSpec) -> dict[str, Any]:
     """What a frame depends on. The number of views is not part of it: more can join."""
     drawn = {key: value for key, value in asdict(options).items() if key != "count"}
+    drawn["version"] = views.VERSION
     return {"clips": manifest.digest, "views": drawn, "spec": asdict(spec), "decoder": "pyav"}
 
 

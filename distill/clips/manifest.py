@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip. `id` names it for ever: views and caches hang on it."""
+    """One clip. `id` names it for ever: views and caches hang on it, so another video needs another id."""
 
     id: str
     path: str

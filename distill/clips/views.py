@@ -18,6 +18,8 @@ from distill.errors import UserError
 from distill.outputs import ClipSpec
 from distill.randomness import uniforms
 
+VERSION = 1  # raise when the same options give other pixels: caches are kept under a name that contains it
+
 
 @dataclass
 class ViewOptions:

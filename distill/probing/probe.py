@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from distill.evaluate import collect
 from distill.files import publish_text
 from distill.probing.classifiers import judge
 from distill.recipe import Recipe
+from distill.report import write_report
 from distill.run_log import Talk
-from distill.training import see_clips, start
+from distill.training import require_frames, see_clips, start
 
 
 def probe(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -32,9 +34,10 @@ def probe(recipe: Recipe) -> dict[str, dict[str, Any]]:
     # Probes measure the latents, so they may use labels that training had to do without.
     labelled = replace(recipe.clips, labelled=recipe.probe.labelled)
     clips = see_clips(replace(recipe, clips=labelled), accelerator)
+    wanted = {split: _labelled(clips.manifest, split) for split in SPLITS}
+    require_frames(recipe, clips, list(chain.from_iterable(wanted.values())), [0])
     data = {}
-    for split in SPLITS:
-        labelled_clips = _labelled(clips.manifest, split)
+    for split, labelled_clips in wanted.items():
         if not labelled_clips:
             raise UserError(f"the probe needs labelled clips in the split {split!r}, and the data set has none")
         answers = collect(student, clips, labelled_clips, recipe.train.batch, accelerator)
@@ -47,6 +50,8 @@ def probe(recipe: Recipe) -> dict[str, dict[str, Any]]:
                 found[name] = vars(verdict)
                 track.advance(1, f"{name} {100 * verdict.top1:.1f} %")
         publish_text(run / "probe.json", json.dumps(found, indent=1))
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        write_report(run, run.name, {run.name: run}, clips, summary)
     accelerator.wait_for_everyone()
     return found
 

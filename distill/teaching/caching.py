@@ -76,7 +76,9 @@ class _Work:
         views: dict[int, list[int]] = {}
         for shard, numbers in (*everyone, *training):
             views.setdefault(shard, []).extend(numbers)
-        return sorted(views.items())[self.accelerator.process_index :: self.accelerator.num_processes]
+        # By number, not by place in the list: another process may have filled gaps before this one looked.
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return sorted((shard, numbers) for shard, numbers in views.items() if shard % world == rank)
 
     def keep_frames(self) -> None:
         options, manifest = self.recipe.clips, self.clips.manifest

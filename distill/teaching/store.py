@@ -38,7 +38,12 @@ def output_shards(
     """`teacher` is its fingerprint, `autocast` the precision it runs in."""
     if options.precision not in PRECISIONS:
         raise UserError(f"cache.precision is {options.precision!r}; known: {', '.join(PRECISIONS)}")
-    about = {"teacher": teacher, "autocast": autocast, "precision": options.precision}
+    about = {
+        "teacher": teacher,
+        "classes": list(manifest.classes),
+        "autocast": autocast,
+        "precision": options.precision,
+    }
     return Shards(Path(options.folder), "outputs", identity(manifest, views, spec) | about, len(manifest.clips))
 
 

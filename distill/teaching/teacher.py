@@ -38,7 +38,7 @@ class LiveTeacher(nn.Module):
 
 def open_teacher(options: Any, classes: Sequence[str]) -> LiveTeacher:
     """Build the teacher that the recipe names. Building it leaves the student's random numbers alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         network = plugins.build("teacher", options)
     if list(network.classes) != list(classes):
         odd = next(
@@ -51,17 +51,18 @@ def open_teacher(options: Any, classes: Sequence[str]) -> LiveTeacher:
 
 def fingerprint(options: Any) -> str:
     """Changes whenever the teacher's answers would; costs no building of the network."""
-    try:
-        value: str = plugins.module("teacher", options.name).fingerprint(options)
-    except ValueError as error:
-        raise UserError(f"teacher {options.name}: {error}") from error
+    value: str = _ask(options, "fingerprint")
     return value
 
 
 def wants(options: Any) -> ClipSpec:
     """What the teacher wants to see, without building it."""
+    spec: ClipSpec = _ask(options, "wants")
+    return spec
+
+
+def _ask(options: Any, question: str) -> Any:
     try:
-        spec: ClipSpec = plugins.module("teacher", options.name).wants(options)
+        return getattr(plugins.module("teacher", options.name), question)(options)
     except ValueError as error:
         raise UserError(f"teacher {options.name}: {error}") from error
-    return spec
