@@ -66,19 +66,20 @@ def fingerprint_student(run: Path) -> str:
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> None:
     """Keep the state after `step` steps, and only the newest few."""
-    folder = run / "checkpoints"
-    publish(_path(folder, step), lambda part: torch.save(state, part))
-    for old in sorted(folder.glob("step-*.pt"))[:-KEEP]:
+    path = run / "checkpoints" / f"step-{step:09d}.pt"
+    publish(path, lambda part: torch.save(state, part))
+    for old in checkpoints(run)[:-KEEP]:
         old.unlink()
 
 
 def newest_checkpoint(run: Path) -> dict[str, Any] | None:
-    found = sorted((run / "checkpoints").glob("step-*.pt"))
+    found = checkpoints(run)
     if not found:
         return None
     state: dict[str, Any] = torch.load(found[-1], map_location="cpu", weights_only=True)
     return state
 
 
-def _path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:09d}.pt"
+def checkpoints(run: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted((run / "checkpoints").glob("step-*.pt"))

@@ -16,7 +16,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from safetensors.numpy import save_file
 from torch import nn
 
-from distill.checkpoint import StudentCard, build_student, newest_checkpoint, save_student
+from distill.checkpoint import StudentCard, build_student, checkpoints, newest_checkpoint, save_student
 from distill.clips.batches import ClipSet, Plan, open_clips, open_manifest, training_batches
 from distill.clips.frames import frame_shards
 from distill.clips.manifest import Manifest
@@ -143,7 +143,7 @@ def start(recipe: Recipe) -> Accelerator:
 def open_run(recipe: Recipe, run: Path, accelerator: Accelerator) -> None:
     """Make the run folder and keep the merged recipe in it, or go on in it when that is what was asked."""
     saved = run / "recipe.yaml"
-    if (run / "summary.json").exists() or newest_checkpoint(run):
+    if (run / "summary.json").exists() or checkpoints(run):
         if not saved.exists():
             raise UserError(f"{run} holds something else than a run of this kind; choose another out=")
         if not recipe.resume:

@@ -75,7 +75,7 @@ def test_pinned_curve(name: str, tmp_path: Path, teacher: Path) -> None:
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("float16", 2e-3)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("float16", 2e-4)])
 def test_cached_teacher_gives_the_curve_of_the_live_one(
     precision: str, tolerance: float, tmp_path: Path, teacher: Path
 ) -> None:
