@@ -108,8 +108,10 @@ def _show(job: str, out: str, figures: dict[str, Any]) -> None:
 
 
 def _plain(name: str, value: Any) -> str:
+    from distill.run_log import percent
+
     if name.endswith(("top1", "top5")):
-        return f"{100 * value:.1f} %"
+        return percent(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.files import publish_text
-from distill.measure import measure
 from distill.probing.probe import probe
 from distill.recipe import Recipe, read_recipe, save_recipe
 from distill.report import write_report
-from distill.run_log import Talk
+from distill.run_log import Talk, percent
 from distill.teaching.caching import cache
 from distill.training import see_clips, start, train
 
@@ -63,15 +62,12 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
     clips = see_clips(recipe, accelerator)
     if not accelerator.is_main_process:
         return {}
-    sizes = {
-        name: measure(Path(run.out)) for name, run in {"teacher": teacher, "student": students["distilled"]}.items()
-    }
     summary = {
         "chance": 1 / len(clips.manifest.classes),
-        "teacher": {"top1": taught["test"]["top1"], **sizes["teacher"]},
+        "teacher": {"top1": taught["test"]["top1"], **_size(taught)},
         "student": {
             **{name: {"top1": summaries[name]["test"]["top1"]} for name in ("labels_only", "distilled")},
-            **sizes["student"],
+            **_size(summaries["distilled"]),
         },
         "probe": probes,
         "seconds": stages.seconds,
@@ -83,15 +79,20 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
     return {}
 
 
+def _size(summary: dict[str, Any]) -> dict[str, float]:
+    """The figures of size and speed that a run measured of itself."""
+    return {name: summary[name] for name in ("parameters", "gflops", "milliseconds", "megabytes")}
+
+
 def _show(talk: Talk, summary: dict[str, Any]) -> None:
     """The result: top-1 of the classifiers that were trained, and of the probes on every latent."""
     probes = summary["probe"]
     names = list(next(iter(probes.values())))
-    rows = [["teacher", _percent(summary["teacher"]["top1"]), *("" for _ in names)]]
+    rows = [["teacher", percent(summary["teacher"]["top1"]), *("" for _ in names)]]
     for run, found in probes.items():
         own = summary["student"].get(run)
-        rows.append([run, _percent(own["top1"]) if own else "", *(_percent(found[name]["top1"]) for name in names)])
-    rows.append(["chance", *[_percent(summary["chance"])] * (1 + len(names))])
+        rows.append([run, percent(own["top1"]) if own else "", *(percent(found[name]["top1"]) for name in names)])
+    rows.append(["chance", *[percent(summary["chance"])] * (1 + len(names))])
     talk.say("")
     talk.table("top-1 on the test clips", ("", "own classifier", *names), rows)
     teacher, student = summary["teacher"], summary["student"]
@@ -99,10 +100,6 @@ def _show(talk: Talk, summary: dict[str, Any]) -> None:
         f"teacher {teacher['parameters'] / 1e6:.2f} M parameters, {teacher['milliseconds']:.1f} ms a clip;  "
         f"student {student['parameters'] / 1e6:.2f} M, {student['milliseconds']:.1f} ms"
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def teacher_recipe(recipe: Recipe, out: Path) -> Recipe:

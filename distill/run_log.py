@@ -20,6 +20,10 @@ from distill.files import publish_text
 PLAIN_SECONDS = 10.0  # between two lines of progress when nobody watches a terminal
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
 class Talk:
     """The console. A process that is not the first keeps silent."""
 

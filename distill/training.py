@@ -18,7 +18,7 @@ from torch import nn
 
 from distill.checkpoint import StudentCard, build_student, checkpoints, newest_checkpoint, save_student
 from distill.clips.batches import ClipSet, Plan, open_clips, open_manifest, training_batches
-from distill.clips.frames import frame_shards
+from distill.clips.frames import StoredFrames
 from distill.clips.manifest import Manifest
 from distill.errors import UserError
 from distill.evaluate import Answers, collect, evaluate
@@ -175,16 +175,15 @@ def batch_spec(recipe: Recipe, manifest: Manifest) -> ClipSpec:
 def require_cache(recipe: Recipe, clips: ClipSet, objective: Objective) -> None:
     """Say at once, not at step 700, what the cache lacks."""
     views = range(1, recipe.clips.views.count + 1)
-    require_frames(recipe, clips, clips.training(), views)
-    require_frames(recipe, clips, clips.manifest.of("val") + clips.manifest.of("test"), [0])
+    require_frames(clips, clips.training(), views)
+    require_frames(clips, clips.manifest.of("val") + clips.manifest.of("test"), [0])
     if objective.needs_teacher and recipe.cache.outputs:
         cached_outputs(recipe, clips).require(clips.training(), views, FILL)
 
 
-def require_frames(recipe: Recipe, clips: ClipSet, indices: Sequence[int], views: Sequence[int]) -> None:
-    if recipe.cache.frames:
-        frames = frame_shards(Path(recipe.cache.folder), clips.manifest, recipe.clips.views, clips.spec)
-        frames.require(indices, views, FILL)
+def require_frames(clips: ClipSet, indices: Sequence[int], views: Sequence[int]) -> None:
+    if isinstance(clips.frames, StoredFrames):
+        clips.frames.shards.require(indices, views, FILL)
 
 
 def cached_outputs(recipe: Recipe, clips: ClipSet) -> Shards:

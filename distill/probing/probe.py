@@ -16,7 +16,7 @@ from distill.files import publish_text
 from distill.probing.classifiers import judge
 from distill.recipe import Recipe
 from distill.report import write_report
-from distill.run_log import Talk
+from distill.run_log import Talk, percent
 from distill.training import require_frames, see_clips, start
 
 
@@ -35,7 +35,7 @@ def probe(recipe: Recipe) -> dict[str, dict[str, Any]]:
     labelled = replace(recipe.clips, labelled=recipe.probe.labelled)
     clips = see_clips(replace(recipe, clips=labelled), accelerator)
     wanted = {split: _labelled(clips.manifest, split) for split in SPLITS}
-    require_frames(recipe, clips, list(chain.from_iterable(wanted.values())), [0])
+    require_frames(clips, list(chain.from_iterable(wanted.values())), [0])
     data = {}
     for split, labelled_clips in wanted.items():
         if not labelled_clips:
@@ -48,7 +48,7 @@ def probe(recipe: Recipe) -> dict[str, dict[str, Any]]:
             for name in recipe.probe.probes:
                 verdict = judge(name, data["train"], data["val"], data["test"], recipe.seed)
                 found[name] = vars(verdict)
-                track.advance(1, f"{name} {100 * verdict.top1:.1f} %")
+                track.advance(1, f"{name} {percent(verdict.top1)}")
         publish_text(run / "probe.json", json.dumps(found, indent=1))
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         write_report(run, run.name, {run.name: run}, clips, summary)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from distill.clips.batches import ClipSet, patience
-from distill.clips.frames import DecodedFrames, Frames, frame_bytes, frame_shards
+from distill.clips.frames import DecodedFrames, Frames, StoredFrames, frame_bytes
 from distill.errors import UserError
 from distill.evaluate import top_shares
 from distill.outputs import Clips, TeacherOutput
@@ -82,7 +81,8 @@ class _Work:
 
     def keep_frames(self) -> None:
         options, manifest = self.recipe.clips, self.clips.manifest
-        shards = frame_shards(Path(self.recipe.cache.folder), manifest, options.views, self.clips.spec)
+        assert isinstance(self.clips.frames, StoredFrames)
+        shards = self.clips.frames.shards
         gaps = self.gaps(shards)
         each = frame_bytes(self.clips.spec)
         self._announce("frames", shards, gaps, f"{each / 1e3:.1f} kB")
