@@ -64,10 +64,11 @@ def test_torchrun_with_two_processes(tmp_path: Path, tiny_arguments: Arguments) 
 def test_processes_that_each_believe_to_be_alone_are_refused(tmp_path: Path, tiny_arguments: Arguments) -> None:
     """Started with -m, which is the last way of starting that these tests have to show."""
     done = start([*TORCHRUN, "-m", "distill.train", *tiny_arguments("tiny", tmp_path / "run")])
-    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1
-    assert "2 processes were launched" in told[0]
-    assert "ACCELERATE_USE_CPU=true" in told[0]
+    told = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert told  # torchrun stops the others when the first has ended: one line, or one of each process
+    for line in told:
+        assert "2 processes were launched" in line
+        assert "ACCELERATE_USE_CPU=true" in line
     assert "exitcode  : 2" in done.stderr  # torchrun's account of how ours ended
     assert not (tmp_path / "run").exists()
 
