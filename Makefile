@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: quickstart test check bench clean
+.PHONY: quickstart test check bench bench-video clean
 
 quickstart: $(READY)  ## install, then run the first experiment
 	$(BIN)/distill quickstart
@@ -20,6 +20,9 @@ check: $(READY)  ## style, types, spelling, direction of imports
 
 bench: $(READY)  ## the quickstart's claims over three seeds
 	$(BIN)/python tools/bench_quickstart.py
+
+bench-video: $(READY)  ## CPU time of every way to read a clip; VIDEOS="a.mp4 b.mp4" measures yours
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_video.py $(VIDEOS)
 
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distill needs Python 3.11 or newer; say make PYTHON=python3.12")'

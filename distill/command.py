@@ -17,12 +17,14 @@ from distill.errors import UserError
 
 # A job is a function of its own name: recipe -> figures. Its docstring is its help.
 JOBS = {
+    "clips": "distill.clips.survey",
     "train": "distill.training",
     "cache": "distill.teaching.caching",
     "probe": "distill.probing.probe",
     "quickstart": "distill.quickstart",
 }
 ASSUMED = {"quickstart": ("recipe=quickstart", "out=runs/quickstart")}  # what a job is given unless told otherwise
+SHORT = {"clips": dict.fromkeys(("prepare", "frames", "short_side"), "clips.")}  # what a job's own keys leave out
 USAGE = f"""distill JOB recipe=NAME key=value ...
 
 jobs: {", ".join(JOBS)}
@@ -56,7 +58,8 @@ def run(job: str, arguments: Sequence[str] | None = None) -> int:
     def with_recipe() -> None:
         from distill.recipe import read_recipe
 
-        recipe = read_recipe([*ASSUMED.get(job, ()), *given])
+        whole = (SHORT.get(job, {}).get(argument.partition("=")[0], "") + argument for argument in given)
+        recipe = read_recipe([*ASSUMED.get(job, ()), *whole])
         _show(job, recipe.out, function(recipe))
 
     return guarded(with_recipe)

@@ -9,25 +9,27 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from distill.clips.batches import ClipSet, evaluation_batches
+from distill.clips.batches import evaluation_batches
+from distill.clips.clipset import ClipSet
 from distill.objective.losses import pictures
-from distill.outputs import Student
+from distill.outputs import Clips, Student, StudentOutput
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a student says about clips, in the order of `index`."""
+    """What a student says about clips, in the order of `index`; over several test views, their mean."""
 
     index: np.ndarray  # int64 [N]
     label: np.ndarray  # int64 [N]; -1 = unlabelled
-    logits: np.ndarray  # float32 [N,K]
+    logits: np.ndarray  # float32 [N,K]; nan where the clip gave no frames
     latent: np.ndarray  # float32 [N,L]
     error: np.ndarray  # float32 [N]; mean squared error of the reconstruction, nan without a decoder
+    failed: np.ndarray  # bool [N]; the clip gave no frames, which counts as a wrong answer
 
 
 @torch.no_grad()
 def collect(student: Student, clips: ClipSet, indices: Sequence[int], batch: int, accelerator: Accelerator) -> Answers:
-    """The student's answers about these clips in the plain view; every process does its share, all get all."""
+    """The student's answers about these clips in the test views; every process does its share, all get all."""
     student.eval()
     rank, world = accelerator.process_index, accelerator.num_processes
     parts: list[list[torch.Tensor]] = []
@@ -38,14 +40,26 @@ def collect(student: Student, clips: ClipSet, indices: Sequence[int], batch: int
         error = torch.full((len(given),), torch.nan, device=accelerator.device)
         if answer.reconstruction is not None:
             error = (answer.reconstruction - pictures(answer.reconstruction, given)).square().flatten(1).mean(1)
-        parts.append([given.index, given.label, answer.logits, answer.latent, error])
+        parts.append(_by_clip(given, answer, error))
     student.train()
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    gathered = [torch.cat(column) for column in zip(*parts, strict=True)]
     if world > 1:
-        columns = [_gather(column, -(-len(indices) // world), accelerator) for column in columns]
-    rows = [column.cpu().numpy() for column in columns]
-    index, place = np.unique(rows[0], return_index=True)
-    return Answers(*(row[place[index >= 0]] for row in rows))
+        gathered = [_gather(column, -(-len(indices) // world), accelerator) for column in gathered]
+    rows = [column.cpu().numpy() for column in gathered]
+    found, place = np.unique(rows[0], return_index=True)
+    index, label, logits, latent, errors, failed = (row[place[found >= 0]] for row in rows)
+    return Answers(index, label, logits, latent, errors, failed.astype(bool))
+
+
+def _by_clip(given: Clips, answer: StudentOutput, error: torch.Tensor) -> list[torch.Tensor]:
+    """A row for each clip: the mean over its views (of probabilities, for the classes)."""
+    shown = int((given.index == given.index[0]).sum())
+    logits, latent, error = (value.view(-1, shown, *value.shape[1:]) for value in (answer.logits, answer.latent, error))
+    logits = logits[:, 0] if shown == 1 else logits.softmax(-1).mean(1).log()
+    failed = given.failed[::shown]
+    logits = logits.masked_fill(failed[:, None], torch.nan)
+    error = error.mean(1).masked_fill(failed, torch.nan)
+    return [given.index[::shown], given.label[::shown], logits, latent.mean(1), error, failed.long()]
 
 
 def _gather(column: torch.Tensor, length: int, accelerator: Accelerator) -> torch.Tensor:
@@ -73,8 +87,9 @@ def top_shares(label: np.ndarray, logits: np.ndarray) -> Iterator[tuple[str, flo
 
 
 def reconstruction(answers: Answers) -> Iterator[tuple[str, float]]:
-    if np.isfinite(answers.error).all():
-        yield "reconstruction", float(answers.error.mean())
+    error = answers.error[~answers.failed]
+    if len(error) and np.isfinite(error).all():
+        yield "reconstruction", float(error.mean())
 
 
 EVALUATORS = (accuracy, reconstruction)
@@ -85,8 +100,8 @@ def evaluate(answers: Answers) -> dict[str, float]:
 
 
 def confusion(answers: Answers, classes: int) -> np.ndarray:
-    """Counts [true class, predicted class]."""
-    known = answers.label >= 0
+    """Counts [true class, predicted class] of the clips that could be read."""
+    known = (answers.label >= 0) & ~answers.failed
     table = np.zeros((classes, classes), np.int64)
     np.add.at(table, (answers.label[known], answers.logits[known].argmax(1)), 1)
     return table

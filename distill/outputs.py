@@ -100,6 +100,7 @@ class Clips(Tensors):
     # float32 [B]: how much each label counts, 0 where there is none. The loader sets it so that means over the parts
     # of a batch (processes, accumulation steps) average to the mean over the labelled clips of the whole batch.
     label_weight: Tensor = field(default=None)  # type: ignore[assignment]
+    failed: Tensor = field(default=None)  # type: ignore[assignment]  # bool [B]: gave no frames; only in evaluation
 
     def __post_init__(self) -> None:
         _check(self, "frames", self.frames, (None,) * 5, torch.uint8)
@@ -110,6 +111,9 @@ class Clips(Tensors):
             labelled = self.label >= 0
             self.label_weight = labelled.float() * (batch / labelled.sum().clamp(min=1))
         _check(self, "label_weight", self.label_weight, (batch,), torch.float32)
+        if self.failed is None:
+            self.failed = torch.zeros_like(self.label, dtype=torch.bool)
+        _check(self, "failed", self.failed, (batch,), torch.bool)
 
     def __len__(self) -> int:
         return self.frames.shape[0]

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from distill import plugins
-from distill.clips.batches import ClipOptions
+from distill.clips.clipset import ClipOptions
 from distill.errors import UserError
 from distill.files import publish_text
 from distill.loop import TrainOptions

@@ -6,13 +6,9 @@ One page for one run or for many: each section appears when its data are there.
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +21,11 @@ from torch import Tensor
 
 from distill import report_figures as figures
 from distill.checkpoint import load_student
-from distill.clips.batches import ClipSet
+from distill.clips.clipset import ClipSet
 from distill.errors import UserError
 from distill.evaluate import Answers, confusion, evaluate
 from distill.files import publish_text
+from distill.measure import surroundings
 from distill.objective.losses import LOSSES
 from distill.outputs import Student
 from distill.run_log import read_metrics
@@ -69,7 +66,7 @@ def write_report(
         sizes=sizes(summary),
         stages=stages(summary),
         recipes={run.title: run.recipe_text for run in found},
-        made=made(),
+        made=surroundings(),
     )
     path = folder / "report.html"
     publish_text(path, page)
@@ -338,8 +335,9 @@ def maps(runs: Sequence[Run], classes: Sequence[str]) -> Section | None:
 
 
 def _map(run: Run, group: np.ndarray) -> Section:
-    every = max(1, -(-len(run.answers.label) // figures.POINTS))
-    latent, label = run.answers.latent[::every], run.answers.label[::every]
+    shown = np.flatnonzero(~run.answers.failed)
+    shown = shown[:: max(1, -(-len(shown) // figures.POINTS))]
+    latent, label = run.answers.latent[shown], run.answers.label[shown]
     share = percent(figures.neighbour_share(latent[label >= 0], label[label >= 0])) if (label >= 0).sum() > 1 else ""
     title = f"{run.title}: {share} of clips lie next to one of their class" if share else run.title
     return {"title": title, "chart": figures.latent_map(latent, group[label], f"Map of latents, {title}")}
@@ -347,10 +345,10 @@ def _map(run: Run, group: np.ndarray) -> Section:
 
 def films(runs: Sequence[Run], clips: ClipSet) -> list[Section]:
     """Test clips above what each run redrew of them; taken evenly through the split, not for their looks."""
-    if not runs:
+    if not runs or runs[0].answers.failed.all():
         return []
     students = {run.title: load_student(run.folder).eval() for run in runs}
-    index = runs[0].answers.index
+    index = runs[0].answers.index[~runs[0].answers.failed]
     chosen = dict.fromkeys(int(index[(2 * place + 1) * len(index) // (2 * FILMS)]) for place in range(FILMS))
     return [_film(number, runs, students, clips) for number in chosen]
 
@@ -380,18 +378,6 @@ def _redrawn(run: Run, index: int, clips: ClipSet, picture: str) -> dict[str, An
     label, classes = clips.manifest.clips[index].label, clips.manifest.classes
     answer = classes[said] if run.terms & ANSWERING else None
     return {"name": run.title, "picture": picture, "answer": answer, "right": said == label if label >= 0 else None}
-
-
-def made() -> dict[str, str]:
-    """What the page was made with."""
-    tools = {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "date": datetime.now().astimezone().isoformat(" ", "minutes"),
-        "python": platform.python_version(),
-        **tools,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, accelerator: {accelerator}",
-    }
 
 
 def _template() -> Any:

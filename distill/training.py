@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from distill.checkpoint import StudentCard, build_student, checkpoints, newest_checkpoint, save_student
-from distill.clips.batches import ClipSet, Plan, open_clips, open_manifest, training_batches
+from distill.clips.batches import Plan, training_batches
+from distill.clips.clipset import ClipSet, open_clips, open_manifest
 from distill.clips.frames import StoredFrames
 from distill.clips.manifest import Manifest
 from distill.errors import UserError
@@ -71,11 +72,15 @@ def train(recipe: Recipe) -> dict[str, Any]:
     loop = make_loop(recipe, clips, student, objective, accelerator, talk)
     plan = make_plan(recipe, clips, accelerator)
     steps = range(loop.done, recipe.train.steps)
-    loop.fit(training_batches(clips, plan, steps, accelerator.process_index, accelerator.num_processes))
+    loop.fit(training_batches(clips, plan, steps, accelerator.process_index, accelerator.num_processes, talk.say))
     loop.log.close()
 
     answers = collect(student, clips, held_out, recipe.train.batch, accelerator)
-    summary = {"steps": loop.done, "seconds": round(time.monotonic() - started, 1), "test": evaluate(answers)}
+    failed = [clips.manifest.clips[index].id for index in answers.index[answers.failed]]
+    if failed:
+        talk.say(f"{len(failed)} test clips cannot be read and count as wrong: {', '.join(failed)}")
+    seconds = round(time.monotonic() - started, 1)
+    summary: dict[str, Any] = {"steps": loop.done, "seconds": seconds, "test": evaluate(answers), "unreadable": failed}
     if accelerator.is_main_process:
         save_student(run, student, StudentCard(dict(vars(recipe.student)), list(clips.manifest.classes), student.spec))
         save_answers(run, answers)
@@ -161,7 +166,7 @@ def open_run(recipe: Recipe, run: Path, accelerator: Accelerator) -> None:
 def see_clips(recipe: Recipe, accelerator: Accelerator) -> ClipSet:
     """The recipe's clips, at a size that serves the student and its teacher alike."""
     with accelerator.main_process_first():
-        manifest = open_manifest(recipe.clips, recipe.seed)
+        manifest = open_manifest(recipe.clips, Path(recipe.cache.folder), recipe.seed)
     spec = batch_spec(recipe, manifest)
     return open_clips(manifest, recipe.clips, spec, Path(recipe.cache.folder) if recipe.cache.frames else None)
 
@@ -194,6 +199,7 @@ def cached_outputs(recipe: Recipe, clips: ClipSet) -> Shards:
         clips.spec,
         fingerprint(recipe.teacher),
         recipe.train.precision,
+        recipe.clips.decoder,
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from distill import command
-from distill.clips.batches import open_manifest
+from distill.clips.clipset import open_manifest
 from distill.errors import UserError
 from distill.recipe import FOLDER, Recipe, read_recipe, recipe_names
 from distill.shards import flatten
@@ -74,7 +74,7 @@ def test_every_recipe_that_help_names_is_there(job: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["tarin"], "there is no job 'tarin'; known: train"),
+        (["tarin"], "there is no job 'tarin'; known: clips, train"),
         (["recipe=quickstart"], "there is no job 'recipe=quickstart'"),
         (["train"], "which recipe?"),
         (["train", "recipe=quickstrat"], "did you mean 'quickstart'?"),
@@ -181,10 +181,10 @@ def test_a_broken_video_is_one_line(capsys: Capture, tmp_path: Path, tiny_argume
     for workers in (0, 1):
         broken = [f"clips.source.folder={tmp_path / 'clips'}", f"clips.workers={workers}"]
         arguments = tiny_arguments("tiny", tmp_path / f"run{workers}", *broken)
-        for clip in open_manifest(read_recipe(arguments).clips, 0).clips:
+        for clip in open_manifest(read_recipe(arguments).clips, tmp_path, 0).clips:
             Path(clip.path).write_bytes(b"this is no video")
         said = refused(capsys, command.run("train", arguments))
-        assert "cannot be decoded" in said
+        assert "is not a video that can be opened" in said
         assert ".mp4" in said
         assert "Traceback" not in said
 

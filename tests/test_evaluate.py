@@ -16,7 +16,8 @@ from students.tinyact import Options
 
 def answers(label: np.ndarray, logits: np.ndarray) -> Answers:
     count = len(label)
-    return Answers(np.arange(count), label, logits, np.zeros((count, 2), np.float32), np.full(count, np.nan))
+    latent, error, failed = np.zeros((count, 2), np.float32), np.full(count, np.nan), np.zeros(count, bool)
+    return Answers(np.arange(count), label, logits, latent, error, failed)
 
 
 def test_shares_and_confusion_equal_scikit_learn() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distill import quickstart as module
-from distill.clips.batches import open_manifest
+from distill.clips.clipset import open_manifest
 from distill.command import dispatch
 from distill.errors import UserError
 from distill.quickstart import quickstart, student_recipes, teacher_recipe

@@ -18,7 +18,7 @@ from matplotlib.image import imread
 from safetensors.numpy import save_file
 
 from distill.checkpoint import StudentCard, build_student, save_student
-from distill.clips.batches import ClipOptions, ClipSet
+from distill.clips.clipset import ClipOptions, ClipSet
 from distill.clips.manifest import Clip, Manifest
 from distill.errors import UserError
 from distill.outputs import ClipSpec
@@ -86,6 +86,7 @@ def answers(clips: ClipSet, errors: int) -> dict[str, np.ndarray]:
         "logits": np.eye(count, dtype=np.float32)[said] + 0.1 * np.eye(count, dtype=np.float32)[true],
         "latent": latent.astype(np.float32),
         "error": np.full(len(true), 0.0123, np.float32),
+        "failed": np.zeros(len(true), bool),
     }
 
 

@@ -4,79 +4,21 @@ with other workers and a run with more processes see the same batches."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from distill import plugins
 from distill.clips import views
-from distill.clips.frames import DecodedFrames, Frames, StoredFrames, frame_shards
-from distill.clips.manifest import Manifest
+from distill.clips.clipset import ClipSet
+from distill.clips.frames import ClipError, blank
+from distill.clips.workers import spread
 from distill.errors import UserError
-from distill.outputs import Clips, ClipSpec
-from distill.randomness import generator
+from distill.outputs import Clips
+from distill.randomness import generator, number
 
-WORKER_SECONDS = 300  # a worker silent for this long is stuck in a file
-
-
-@dataclass
-class ClipOptions:
-    source: Any = field(default_factory=lambda: {"name": "motion"})
-    """The data set: name of a file in distill/clips/sources/, and its options."""
-    views: views.ViewOptions = field(default_factory=views.ViewOptions)
-    labelled: float = 1.0
-    """Share of each class's training clips whose label training may use; the other labels are hidden."""
-    unlabelled: bool = True
-    """Whether training also sees the clips without a label."""
-    workers: int = 2
-    """Processes that decode; not used when frames come from the cache."""
-
-
-@dataclass(frozen=True)
-class ClipSet:
-    """A manifest that can be looked at: the clips as one run sees them."""
-
-    manifest: Manifest
-    spec: ClipSpec
-    options: ClipOptions
-    frames: Frames
-
-    def training(self) -> list[int]:
-        clips = self.manifest.clips
-        chosen = [i for i in self.manifest.of("train") if self.options.unlabelled or clips[i].label >= 0]
-        if not chosen:
-            hidden = "clips.labelled hides every label and clips.unlabelled is false"
-            why = hidden if self.manifest.of("train") else "the data source has none"
-            raise UserError(f"no training clips: {why}")
-        return chosen
-
-    @property
-    def workers(self) -> int:
-        return self.options.workers if isinstance(self.frames, DecodedFrames) else 0
-
-
-def open_manifest(options: ClipOptions, seed: int) -> Manifest:
-    """The data source's clips, with the labels hidden that the recipe hides."""
-    views.check(options.views)
-    if options.workers < 0:
-        raise UserError(f"clips.workers is {options.workers}; it is at least 0")
-    manifest: Manifest = plugins.build("source", options.source)
-    return manifest.hide_labels(options.labelled, seed)
-
-
-def open_clips(manifest: Manifest, options: ClipOptions, spec: ClipSpec, stored: Path | None) -> ClipSet:
-    """The clips at one size; `stored` is the cache folder when its frames are to be used."""
-    frames: Frames = (
-        StoredFrames(frame_shards(stored, manifest, options.views, spec))
-        if stored
-        else DecodedFrames(manifest, options.views, spec)
-    )
-    return ClipSet(manifest, spec, options, frames)
+TURNS = 8  # clips that are tried in place of one that failed
 
 
 def training_view(options: views.ViewOptions, epoch: int) -> int:
@@ -85,10 +27,10 @@ def training_view(options: views.ViewOptions, epoch: int) -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """One micro-batch: clips, the view they are seen in, and how much each label counts."""
+    """One micro-batch: clips, the views each is seen in, and how much each label counts."""
 
     indices: Sequence[int]
-    view: int
+    views: Sequence[int]
     label_weight: np.ndarray  # float32
 
 
@@ -124,7 +66,7 @@ class Plan:
         weight = (labelled * (self.batch / max(1, labelled.sum()))).astype(np.float32)
         size, view = self.batch // self.parts, training_view(self.view_options, epoch)
         return [
-            Part([self.indices[i] for i in chosen[at : at + size]], view, weight[at : at + size])
+            Part([self.indices[i] for i in chosen[at : at + size]], [view], weight[at : at + size])
             for at in range(0, self.batch, size)
         ]
 
@@ -134,53 +76,135 @@ def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return generator(seed, "order", epoch).permutation(count)
 
 
-class _Parts(Dataset[Clips]):
-    """Loads the micro-batch that it is handed as its key."""
+@dataclass(frozen=True)
+class _Loaded:
+    """What a worker sends: a batch, and a line for every clip of it that failed."""
 
-    def __init__(self, clips: ClipSet) -> None:
-        self.clips = clips
+    clips: Clips
+    failures: dict[int, str]
 
-    def __getitem__(self, part: Part) -> Clips:
-        frames = np.concatenate([self.clips.frames.get(index, [part.view]) for index in part.indices])
+    def pin_memory(self) -> _Loaded:
+        return replace(self, clips=self.clips.pin_memory())
+
+
+class _Load:
+    """Loads a micro-batch. A clip that fails is replaced by one of `substitutes`, or left blank and marked."""
+
+    def __init__(self, clips: ClipSet, substitutes: Substitutes | None) -> None:
+        self.clips, self.substitutes = clips, substitutes
+
+    def __call__(self, part: Part) -> _Loaded:
+        failures: dict[int, str] = {}
+        indices, frames, failed = [], [], []
+        for index in part.indices:
+            candidates = self.substitutes.after(index, part.views) if self.substitutes else iter(())
+            found = self._views(index, part.views, failures)
+            while found is None and (other := next(candidates, None)) is not None:
+                index, found = other, self._views(other, part.views, failures)
+            indices.append(index)
+            failed.append(found is None)
+            frames.append(blank(len(part.views), self.clips.spec) if found is None else found)
+        if self.substitutes and any(failed):
+            raise UserError(f"no clip can be read in place of those that failed; first {next(iter(failures.values()))}")
+        return _Loaded(self._batch(part, indices, np.concatenate(frames), failed), failures)
+
+    def _views(self, index: int, views: Sequence[int], failures: dict[int, str]) -> np.ndarray | None:
+        clip = self.clips.manifest.clips[index]
+        try:
+            if clip.broken:
+                raise ClipError(f"clip {clip.id}: {clip.path} {clip.facts and clip.facts.trouble}")
+            return self.clips.frames.get(index, views)
+        except ClipError as error:
+            failures[index] = str(error)
+            return None
+
+    def _batch(self, part: Part, indices: Sequence[int], frames: np.ndarray, failed: Sequence[bool]) -> Clips:
+        each = len(part.views)
         return Clips(
             frames=torch.from_numpy(frames),
-            label=torch.tensor([self.clips.manifest.clips[index].label for index in part.indices]),
-            index=torch.tensor(part.indices),
-            view=torch.full((len(part.indices),), part.view),
-            label_weight=torch.from_numpy(part.label_weight),
+            label=torch.tensor([self._label(index, view) for index in indices for view in part.views]),
+            index=torch.tensor(indices).repeat_interleave(each),
+            view=torch.tensor(part.views).repeat(len(indices)),
+            label_weight=torch.from_numpy(part.label_weight).repeat_interleave(each),
+            failed=torch.tensor(failed).repeat_interleave(each),
         )
 
-
-def patience(workers: int) -> int:
-    """Seconds after which a loader gives up on a worker that is stuck in a file."""
-    return WORKER_SECONDS if workers else 0
-
-
-def load(clips: ClipSet, parts: Iterable[Part]) -> Iterator[Clips]:
-    """The batches for these parts, in their order, whatever the number of workers."""
-    workers = clips.workers
-    loader = DataLoader(
-        _Parts(clips),
-        batch_size=None,
-        sampler=parts,
-        num_workers=workers,
-        timeout=patience(workers),
-        pin_memory=torch.cuda.is_available(),
-    )
-    return iter(loader)
+    def _label(self, index: int, view: int) -> int:
+        """The clip's label, or in a mirrored view the label of what it looks like there."""
+        manifest, options = self.clips.manifest, self.clips.options.views
+        label = manifest.clips[index].label
+        if options.flip and label in manifest.mirrored and views.draw(options, manifest.clips[index].id, view).flip:
+            return manifest.mirrored[label]
+        return label
 
 
-def training_batches(clips: ClipSet, plan: Plan, steps: range, rank: int, world: int) -> Iterator[Clips]:
+@dataclass(frozen=True)
+class Substitutes:
+    """Which clip takes the place of one that failed: another of its kind, always the same one for a clip and view."""
+
+    labelled: Sequence[int]
+    unlabelled: Sequence[int]
+    is_labelled: Mapping[int, bool]
+    seed: int
+
+    def after(self, index: int, views: Sequence[int]) -> Iterator[int]:
+        pool = self.labelled if self.is_labelled[index] else self.unlabelled
+        return (pool[number(self.seed, "substitute", index, *views, turn) % len(pool)] for turn in range(TURNS))
+
+
+def load(
+    clips: ClipSet,
+    parts: Iterable[Part],
+    substitutes: Substitutes | None = None,
+    heed: Callable[[Mapping[int, str]], object] = lambda failures: None,
+) -> Iterator[Clips]:
+    """The batches for these parts, in their order, whatever the number of workers; `heed` is told of failed clips."""
+    work, options = _Load(clips, substitutes), clips.options
+    for loaded in spread(work, parts, clips.workers, options.timeout, clips.name, torch.cuda.is_available()):
+        if loaded.failures:
+            heed(loaded.failures)
+        yield loaded.clips
+
+
+class Failures:
+    """Counts the training clips that could not be read, says so, and stops when they are too many."""
+
+    def __init__(self, total: int, share: float, say: Callable[[str], object]) -> None:
+        self.total, self.share, self.say = total, share, say
+        self.found: dict[int, str] = {}
+
+    def __call__(self, failures: Mapping[int, str]) -> None:
+        new = {index: why for index, why in failures.items() if index not in self.found}
+        self.found |= new
+        for why in new.values():
+            self.say(f"{why}; another clip takes its place")
+        if len(self.found) > self.share * self.total:
+            raise UserError(
+                f"{len(self.found)} of {self.total} training clips cannot be read (last {list(new.values())[-1]}); "
+                "run distill clips to see which, or allow more with clips.failing"
+            )
+
+
+def training_batches(
+    clips: ClipSet, plan: Plan, steps: range, rank: int, world: int, say: Callable[[str], object] = lambda line: None
+) -> Iterator[Clips]:
     """This process's micro-batches of these steps."""
     share = plan.parts // world
     parts = (part for step in steps for part in plan.step(step)[rank * share : (rank + 1) * share])
-    return load(clips, parts)
+    kinds = {True: list[int](), False: list[int]()}
+    for index, labelled in zip(plan.indices, plan.labelled, strict=True):
+        kinds[labelled].append(index)
+    is_labelled = dict(zip(plan.indices, plan.labelled, strict=True))
+    substitutes = Substitutes(kinds[True], kinds[False], is_labelled, plan.seed)
+    return load(clips, parts, substitutes, Failures(len(plan.indices), clips.options.failing, say))
 
 
 def evaluation_batches(
     clips: ClipSet, indices: Sequence[int], batch: int, rank: int = 0, world: int = 1
 ) -> Iterator[Clips]:
-    """This process's share of these clips in the plain view, each once."""
+    """This process's share of these clips, each once in every test view. A clip that fails is marked, not replaced."""
+    shown = views.test_views(clips.options.views)
     mine = indices[rank::world] or indices[:1]  # a process without a share does one clip over again
-    chunks = (mine[at : at + batch] for at in range(0, len(mine), batch))
-    return load(clips, (Part(chunk, 0, np.ones(len(chunk), np.float32)) for chunk in chunks))
+    size = max(1, batch // len(shown))
+    chunks = (mine[at : at + size] for at in range(0, len(mine), size))
+    return load(clips.for_tests(), (Part(chunk, shown, np.ones(len(chunk), np.float32)) for chunk in chunks))

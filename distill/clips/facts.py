@@ -1,8 +1,9 @@
-"""What is known of a video file once it has been looked at: everything that training would otherwise have to find out."""
+"""What is known of a clip's file once it has been looked at: what training would otherwise have to find out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Facts:
     keyframes: int = 0
     timestamps: bool = False  # every frame has one, and they rise
     skips: bool = False  # frames that nobody asked for may be left undecoded: tried on this file, same pictures
+    avoid: Mapping[str, str] = field(default_factory=dict)  # decoders that go wrong on it, and how
     lost: int = 0  # packets that could not be decoded
     bytes: int = 0
     digest: str = ""  # of the file's content

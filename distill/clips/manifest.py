@@ -32,6 +32,12 @@ class Clip:
     def broken(self) -> bool:
         return self.facts is not None and bool(self.facts.trouble)
 
+    @property
+    def span(self) -> range:
+        """The numbers of the clip's frames in its file."""
+        assert self.facts is not None
+        return self.facts.span(self.start, self.end)
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -39,13 +45,18 @@ class Manifest:
 
     clips: tuple[Clip, ...]
     classes: tuple[str, ...]
-    missing: Mapping[str, int] = field(default_factory=dict)  # by split, clips that the lists name and that have no file
-    mirrored: Mapping[int, int] = field(default_factory=dict)  # the classes that a mirror turns into another one
+    missing: Mapping[str, int] = field(
+        default_factory=dict
+    )  # by split, clips that the lists name and that have no file
+    # The classes that a mirror turns into another one; into -1: one that is not there, so these must not be mirrored.
+    mirrored: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len({clip.id for clip in self.clips}) != len(self.clips):
-            raise UserError("two clips of the data source have the same id")
+        ids = set[str]()
         for clip in self.clips:
+            if clip.id in ids:
+                raise UserError(f"two clips of the data source have the id {clip.id}")
+            ids.add(clip.id)
             if clip.split not in SPLITS:
                 raise UserError(f"clip {clip.id} is in split {clip.split!r}; splits are {', '.join(SPLITS)}")
             if not -1 <= clip.label < len(self.classes):
@@ -67,15 +78,15 @@ class Manifest:
 
     def balance(self, split: str, per_class: int) -> Manifest:
         """Keep the same number of clips of every class in a split; which ones depends on their ids alone."""
-        dropped: set[str] = set()
+        kept: set[str] = set()
         for label, members in self._by_class(split).items():
             if len(members) < per_class:
                 raise UserError(
                     f"clips.per_class.{split} is {per_class}, but class {self.classes[label]!r} has only "
                     f"{len(members)} clips in {split}"
                 )
-            dropped.update(clip.id for clip in _shuffled(members, "balance")[per_class:])
-        return self.with_clips(clip for clip in self.clips if clip.id not in dropped)
+            kept.update(clip.id for clip in _shuffled(members, "balance")[:per_class])
+        return self.with_clips(clip for clip in self.clips if clip.split != split or clip.id in kept)
 
     def hold_out(self, share: float) -> Manifest:
         """Make a share of the training clips the validation split: whole groups, so that none is on both sides."""
@@ -105,10 +116,10 @@ class Manifest:
         return self.with_clips(replace(clip, label=-1) if clip.id in hidden else clip for clip in self.clips)
 
     def _by_class(self, split: str) -> dict[int, list[Clip]]:
-        """A split's labelled clips."""
+        """A split's labelled clips that can be read."""
         found: dict[int, list[Clip]] = defaultdict(list)
         for clip in self.clips:
-            if clip.split == split and clip.label >= 0:
+            if clip.split == split and clip.label >= 0 and not clip.broken:
                 found[clip.label].append(clip)
         return found
 

@@ -12,7 +12,6 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -44,6 +43,7 @@ ORBITS: dict[str, int] = {"clockwise": 1, "anticlockwise": -1}
 CLASSES = (*LINES, *ORBITS, "zigzag", "still")
 DEFAULT_CLASSES = tuple(name for name in CLASSES if name not in ("down_left", "up_right", "zigzag", "still"))
 
+FPS = 10
 RENDERER = 1  # raise when the drawing changes: the rendered files are kept under a name that contains it
 
 
@@ -170,9 +170,7 @@ def encode(frames: np.ndarray, path: Path) -> None:
     """Write frames [n,H,W,3] as an H.264 .mp4."""
     with av.open(str(path), "w", format="mp4") as container:
         # One thread, so that the same frames always give the same bytes.
-        stream = container.add_stream(
-            "libx264", rate=Fraction(10), options={"crf": "20", "preset": "veryfast", "threads": "1"}
-        )
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "veryfast", "threads": "1"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for picture in frames:

@@ -41,12 +41,14 @@ def probe(recipe: Recipe) -> dict[str, dict[str, Any]]:
         if not labelled_clips:
             raise UserError(f"the probe needs labelled clips in the split {split!r}, and the data set has none")
         answers = collect(student, clips, labelled_clips, recipe.train.batch, accelerator)
-        data[split] = (answers.latent, answers.label)
+        data[split] = (answers.latent[~answers.failed], answers.label[~answers.failed])
+    readable = float((~answers.failed).mean())  # of the test split, the last one; what cannot be read counts as wrong
     found = {}
     if accelerator.is_main_process:
         with talk.track(f"probe {run.name}", len(recipe.probe.probes)) as track:
             for name in recipe.probe.probes:
                 verdict = judge(name, data["train"], data["val"], data["test"], recipe.seed)
+                verdict = replace(verdict, top1=verdict.top1 * readable)
                 found[name] = vars(verdict)
                 track.advance(1, f"{name} {percent(verdict.top1)}")
         publish_text(run / "probe.json", json.dumps(found, indent=1))
@@ -57,4 +59,5 @@ def probe(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def _labelled(manifest: Manifest, split: str) -> list[int]:
-    return [index for index in manifest.of(split) if manifest.clips[index].label >= 0]
+    clips = manifest.clips
+    return [i for i in manifest.of(split) if clips[i].label >= 0 and (split == "test" or not clips[i].broken)]

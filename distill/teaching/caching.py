@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
 
-from distill.clips.batches import ClipSet, patience
-from distill.clips.frames import DecodedFrames, Frames, StoredFrames, frame_bytes
+from distill.clips.clipset import ClipSet
+from distill.clips.frames import DecodedFrames, Frames, StoredFrames, blank, frame_bytes
+from distill.clips.manifest import Manifest
+from distill.clips.workers import spread
 from distill.errors import UserError
 from distill.evaluate import top_shares
-from distill.outputs import Clips, TeacherOutput
+from distill.outputs import Clips, ClipSpec, TeacherOutput
 from distill.recipe import Recipe
 from distill.run_log import Talk
 from distill.shards import Shards
@@ -57,7 +58,9 @@ def teacher_accuracy(recipe: Recipe, clips: ClipSet) -> dict[str, dict[str, floa
         index = np.array(clips.manifest.of(split))
         if len(index):
             label = np.array([clips.manifest.clips[i].label for i in index])
-            found[split] = dict(top_shares(label, shards.read("logits", index, np.zeros_like(index))))
+            logits = shards.read("logits", index, np.zeros_like(index)).astype(np.float32)
+            logits[[clips.manifest.clips[i].broken for i in index]] = np.nan  # counts as wrong
+            found[split] = dict(top_shares(label, logits))
     return found
 
 
@@ -86,7 +89,7 @@ class _Work:
         gaps = self.gaps(shards)
         each = frame_bytes(self.clips.spec)
         self._announce("frames", shards, gaps, f"{each / 1e3:.1f} kB")
-        decoded = DecodedFrames(manifest, options.views, self.clips.spec)
+        decoded = DecodedFrames(manifest, options.views, self.clips.spec, options.decoder)
         for shard, numbers, stacks in self._read("keep frames", shards, gaps, decoded, options.workers):
             frames = np.stack([stack.numpy() for stack in stacks])
             for place, view in enumerate(numbers):
@@ -126,7 +129,8 @@ class _Work:
     ) -> Iterator[tuple[int, list[int], Iterator[torch.Tensor]]]:
         """Shard by shard, the clips' views [V,T,3,H,W] as they come from the workers."""
         keys = [(index, numbers) for shard, numbers in gaps for index in shards.members(shard)]
-        loader = iter(DataLoader(_Views(frames, keys), batch_size=None, num_workers=workers, timeout=patience(workers)))
+        manifest, seconds = self.clips.manifest, self.clips.options.timeout
+        loader = spread(_Views(frames, manifest, self.clips.spec), keys, workers, seconds, self.clips.name)
         with self.talk.track(what, len(keys)) as track:
             for shard, numbers in gaps:
                 yield shard, numbers, itertools.islice(loader, len(shards.members(shard)))
@@ -138,12 +142,13 @@ class _Work:
         self.talk.say(f"{what}: {shards.folder}  {state}")
 
 
-class _Views(Dataset[torch.Tensor]):
-    def __init__(self, frames: Frames, keys: list[tuple[int, list[int]]]) -> None:
-        self.frames, self.keys = frames, keys
+class _Views:
+    """Reads the views of a clip; a clip that is known to be broken is blank, and no job ever asks for it."""
 
-    def __len__(self) -> int:
-        return len(self.keys)
+    def __init__(self, frames: Frames, manifest: Manifest, spec: ClipSpec) -> None:
+        self.frames, self.manifest, self.spec = frames, manifest, spec
 
-    def __getitem__(self, place: int) -> torch.Tensor:
-        return torch.from_numpy(self.frames.get(*self.keys[place]))
+    def __call__(self, key: tuple[int, list[int]]) -> torch.Tensor:
+        index, numbers = key
+        broken = self.manifest.clips[index].broken
+        return torch.from_numpy(blank(len(numbers), self.spec) if broken else self.frames.get(index, numbers))

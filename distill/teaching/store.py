@@ -33,7 +33,13 @@ class CacheOptions:
 
 
 def output_shards(
-    options: CacheOptions, manifest: Manifest, views: ViewOptions, spec: ClipSpec, teacher: str, autocast: str
+    options: CacheOptions,
+    manifest: Manifest,
+    views: ViewOptions,
+    spec: ClipSpec,
+    teacher: str,
+    autocast: str,
+    decoder: str,
 ) -> Shards:
     """`teacher` is its fingerprint, `autocast` the precision it runs in."""
     if options.precision not in PRECISIONS:
@@ -44,7 +50,9 @@ def output_shards(
         "autocast": autocast,
         "precision": options.precision,
     }
-    return Shards(Path(options.folder), "outputs", identity(manifest, views, spec) | about, len(manifest.clips))
+    return Shards(
+        Path(options.folder), "outputs", identity(manifest, views, spec, decoder) | about, len(manifest.clips)
+    )
 
 
 def pack(answers: list[TeacherOutput], precision: str) -> dict[str, np.ndarray]:

@@ -6,8 +6,17 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from distill.clips import motion
+from distill.clips import listing, motion
+from distill.clips.facts import Facts
 from distill.clips.manifest import Clip, Manifest
+
+MIRRORED = (
+    ("left", "right"),
+    ("down_left", "down_right"),
+    ("up_left", "up_right"),
+    ("clockwise", "anticlockwise"),
+    ("spin_left", "spin_right"),
+)
 
 
 @dataclass
@@ -21,9 +30,10 @@ def build(options: Options) -> Manifest:
     motion.check(drawing)
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill"
     folder = motion.render(drawing, Path(options.folder) if options.folder else default)
+    facts = Facts(frames=drawing.frames, fps=motion.FPS, width=drawing.size, height=drawing.size, container="mp4")
     clips = tuple(
-        Clip(id=f"{folder.name}/{clip_id}", path=str(folder / f"{clip_id}.mp4"), label=label, split=split)
+        Clip(id=f"{folder.name}/{clip_id}", path=str(folder / f"{clip_id}.mp4"), label=label, split=split, facts=facts)
         for clip_id, name, split in motion.clip_names(drawing)
         for label in [drawing.classes.index(name)]
     )
-    return Manifest(clips, tuple(drawing.classes))
+    return Manifest(clips, tuple(drawing.classes), mirrored=listing.mirror(drawing.classes, MIRRORED))

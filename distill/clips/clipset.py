@@ -1,0 +1,175 @@
+"""The clips of a run: from a recipe's options to a manifest, and to the frames behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from distill import plugins
+from distill.clips import decoders, views
+from distill.clips.frames import DecodedFrames, Frames, StoredFrames, frame_shards
+from distill.clips.index import Index
+from distill.clips.manifest import SPLITS, Manifest
+from distill.clips.prepare import Copies
+from distill.errors import UserError
+from distill.outputs import ClipSpec
+
+
+@dataclass
+class PerClass:
+    train: int = 0
+    """Training clips of each class; 0 = all there are."""
+    val: int = 0
+    """Validation clips of each class; 0 = all there are."""
+    test: int = 0
+    """Test clips of each class; 0 = all there are."""
+
+
+@dataclass
+class ClipOptions:
+    source: Any = field(default_factory=lambda: {"name": "motion"})
+    """The data set: name of a file in distill/clips/sources/, and its options."""
+    missing: float = 0.1
+    """Largest share of the listed clips that may have no file."""
+    per_class: PerClass = field(default_factory=PerClass)
+    validation: float = 0.0
+    """Share of the training clips, in whole recordings, that becomes the validation split."""
+    labelled: float = 1.0
+    """Share of each class's training clips whose label training may use; the other labels are hidden."""
+    unlabelled: bool = True
+    """Whether training also sees the clips without a label."""
+    views: views.ViewOptions = field(default_factory=views.ViewOptions)
+    prepare: bool = False
+    """Read small copies that decode quickly instead of the files; `distill clips prepare=true` makes them."""
+    frames: str = "video"
+    """What copies hold: video (H.264), jpeg or raw (a picture for each frame)."""
+    short_side: int = 256
+    """Short side of copies in pixels; smaller clips keep their size."""
+    decoder: str = "pyav"
+    """Reads videos: pyav, decord or torchcodec; PyAV steps in for files that the other is known to read wrongly."""
+    workers: int = 2
+    """Processes that decode; not used when frames come from the cache."""
+    timeout: int = 300
+    """Seconds after which a worker that is stuck in a file is killed; the clip is named."""
+    failing: float = 0.01
+    """Largest share of the training clips that may turn out unreadable; others take their place."""
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """A manifest that can be looked at: the clips as one run sees them."""
+
+    manifest: Manifest
+    spec: ClipSpec
+    options: ClipOptions
+    frames: Frames
+
+    def training(self) -> list[int]:
+        """The clips to train on: those that can be read, and have a label where one is needed."""
+        clips, train = self.manifest.clips, self.manifest.of("train")
+        broken = sum(clips[i].broken for i in train)
+        if train and broken > self.options.failing * len(train):
+            raise UserError(
+                f"{broken} of {len(train)} training clips cannot be read; run distill clips to see which, "
+                "or allow more with clips.failing"
+            )
+        chosen = [i for i in train if not clips[i].broken and (self.options.unlabelled or clips[i].label >= 0)]
+        if not chosen:
+            hidden = "clips.labelled hides every label and clips.unlabelled is false"
+            raise UserError(f"no training clips: {hidden if train else 'the data source has none'}")
+        return chosen
+
+    def for_tests(self) -> ClipSet:
+        """The same clips for evaluation; only training views and the plain one are ever stored."""
+        if views.test_views(self.options.views) == [0] or isinstance(self.frames, DecodedFrames):
+            return self
+        decoded = DecodedFrames(self.manifest, self.options.views, self.spec, self.options.decoder)
+        return replace(self, frames=decoded)
+
+    @property
+    def workers(self) -> int:
+        return self.options.workers if isinstance(self.frames, DecodedFrames) else 0
+
+    def name(self, index: int) -> str:
+        clip = self.manifest.clips[index]
+        return f"clip {clip.id} ({clip.path})"
+
+
+def check(options: ClipOptions) -> None:
+    views.check(options.views)
+    decoders.check(options.decoder)
+    for name, least in (("workers", 0), ("timeout", 1)):
+        if getattr(options, name) < least:
+            raise UserError(f"clips.{name} is {getattr(options, name)}; it is at least {least}")
+    for name in ("missing", "failing"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise UserError(f"clips.{name} is {getattr(options, name)}; it is a share between 0 and 1")
+
+
+def list_clips(options: ClipOptions) -> Manifest:
+    """The data source's clips, before anything is known of their files."""
+    check(options)
+    manifest: Manifest = plugins.build("source", options.source)
+    for split, missing in manifest.missing.items():
+        listed = len(manifest.of(split)) + missing
+        if missing > options.missing * listed:
+            raise UserError(
+                f"{missing} of the {listed} {split} clips that {options.source.name} lists have no file; "
+                "get them, or allow it with clips.missing"
+            )
+    return manifest
+
+
+def file_index(cache: Path, options: ClipOptions) -> Index:
+    """What is known of the data source's files."""
+    return Index(cache / "index" / f"{options.source.name}.jsonl")
+
+
+def with_facts(manifest: Manifest, index: Index) -> Manifest:
+    """The same clips with what the index knows of their files."""
+    entries = index.read()
+    return manifest.with_clips(
+        replace(clip, facts=entries[clip.path].facts) if clip.facts is None and clip.path in entries else clip
+        for clip in manifest.clips
+    )
+
+
+def open_manifest(options: ClipOptions, cache: Path, seed: int) -> Manifest:
+    """The clips of a run: those that the recipe chooses, with the labels hidden that the recipe hides."""
+    manifest = with_facts(list_clips(options), file_index(cache, options))
+    unknown = sum(clip.facts is None for clip in manifest.clips)
+    if unknown:
+        raise UserError(
+            f"{unknown} of {len(manifest.clips)} clips have not been looked at yet; "
+            "run: distill clips with the same recipe and keys"
+        )
+    _check_spans_and_sides(manifest, options)
+    if options.prepare:
+        manifest = Copies(cache, options.frames, options.short_side).instead_of(manifest)
+    for split in SPLITS:
+        wanted = getattr(options.per_class, split)
+        manifest = manifest.balance(split, wanted) if wanted else manifest
+    return manifest.hold_out(options.validation).hide_labels(options.labelled, seed)
+
+
+def _check_spans_and_sides(manifest: Manifest, options: ClipOptions) -> None:
+    for clip in manifest.clips:
+        if (clip.start or clip.end) and clip.facts and not clip.broken and not clip.facts.fps:
+            raise UserError(f"clip {clip.id} is a span of seconds, but {clip.path} does not say how long a frame lasts")
+    for label, other in manifest.mirrored.items():
+        if options.views.flip and other < 0:
+            raise UserError(
+                f"clips.views.flip would turn class {manifest.classes[label]!r} into one that the data set has not; "
+                "set it to false"
+            )
+
+
+def open_clips(manifest: Manifest, options: ClipOptions, spec: ClipSpec, stored: Path | None) -> ClipSet:
+    """The clips at one size; `stored` is the cache folder when its frames are to be used."""
+    frames: Frames = (
+        StoredFrames(frame_shards(stored, manifest, options.views, spec, options.decoder))
+        if stored
+        else DecodedFrames(manifest, options.views, spec, options.decoder)
+    )
+    return ClipSet(manifest, spec, options, frames)

@@ -1,0 +1,156 @@
+"""One look at a file: decode it whole, once, and write down what training would otherwise find out again and again."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import av
+import numpy as np
+
+from distill.clips.decoders import Traits, trouble
+from distill.clips.facts import Facts
+from distill.clips.pictures import PACKED, listed, read_folder, read_packed
+from distill.clips.video import BrokenFileError, Film, skip_to
+
+# Codecs whose pictures can be skipped by their timestamps; AV1 shows pictures that no packet of its own holds, and the
+# first pictures after an HEVC keyframe may be built on what came before it.
+SKIPPING = ("h264", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4")
+
+
+def look(path: str | Path) -> Facts:
+    """Everything there is to know of a file. A broken one is a fact too, never an exception."""
+    try:
+        if Path(path).is_dir():
+            files = [Path(path, name) for name in listed(path)]
+            return _look_at_pictures(read_folder(path, None), files, "pictures")
+        if Path(path).suffix == PACKED:
+            return _look_at_pictures(read_packed(path, None), [Path(path)], "packed")
+        return _look_at_video(path)
+    except (BrokenFileError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return Facts(trouble=" ".join(why.split()))
+
+
+def _look_at_pictures(frames: Mapping[int, np.ndarray], files: Sequence[Path], container: str) -> Facts:
+    height, width = frames[0].shape[:2]
+    size = sum(file.stat().st_size for file in files)
+    return Facts(frames=len(frames), width=width, height=height, container=container, bytes=size, digest=_digest(files))
+
+
+def _look_at_video(path: str | Path) -> Facts:
+    if not Path(path).stat().st_size:
+        raise BrokenFileError("is empty")
+    with Film(path) as film:
+        seen = _decode_all(film)
+        if not seen.sums:
+            raise BrokenFileError("has no frame that can be decoded")
+        width, height = seen.size[::-1] if seen.rotation % 180 else seen.size
+        listed = film.stream.frames - seen.hidden if film.stream.frames else 0
+        facts = Facts(
+            frames=len(seen.sums),
+            fps=_rate(film, seen.times if seen.timestamps else []),
+            width=width,
+            height=height,
+            rotation=seen.rotation,
+            codec=film.decoder.codec.canonical_name,
+            container=film.container.format.name,
+            keyframes=seen.keyframes,
+            timestamps=seen.timestamps,
+            lost=max(film.lost, listed - len(seen.sums)),
+            bytes=Path(path).stat().st_size,
+            digest=_digest([Path(path)]),
+        )
+        traits = Traits(
+            container=facts.container,
+            codec=facts.codec,
+            narrowest=min(seen.size),
+            turned=facts.rotation != 0,
+            streams=len(film.container.streams.video),
+            endless=film.container.duration is None,
+            reordered=film.decoder.has_b_frames,
+            hidden=seen.hidden > 0,
+            leading=seen.leading,
+        )
+    tried = _may_skip(facts)
+    skips = tried and _skips(path, facts, seen.sums)
+    return replace(facts, skips=skips, avoid=trouble(replace(traits, unsafe=tried and not skips)))
+
+
+@dataclass
+class _Seen:
+    """What one pass over a file shows."""
+
+    times: list[int] = field(default_factory=list)  # of the frames that have one
+    sums: list[int] = field(default_factory=list)  # a checksum of every frame
+    size: tuple[int, int] = (0, 0)  # of the first frame, as it is stored
+    rotation: int = 0
+    keyframes: int = 0
+    hidden: int = 0  # packets whose picture is never shown
+    leading: bool = False
+
+    @property
+    def timestamps(self) -> bool:
+        return len(self.times) == len(self.sums) and all(a < b for a, b in itertools.pairwise(self.times))
+
+
+def _decode_all(film: Film) -> _Seen:
+    seen, key = _Seen(), None
+    for packet in film.packets():
+        if packet is not None and packet.size:
+            if packet.is_keyframe:
+                seen.keyframes += 1
+                key = packet.pts
+            elif seen.keyframes and None not in (key, packet.pts):
+                seen.leading |= packet.pts < key
+            seen.hidden += packet.is_discard
+        for frame in film.decode(packet):
+            if not seen.sums:
+                seen.size, seen.rotation = (frame.width, frame.height), frame.rotation
+            if frame.pts is not None:
+                seen.times.append(frame.pts)
+            seen.sums.append(_sum(frame))
+    return seen
+
+
+def _rate(film: Film, times: Sequence[int]) -> float:
+    """Frames a second: by the timestamps, or what the header says."""
+    base = film.stream.time_base
+    if base and len(times) > 1:
+        return round(float((len(times) - 1) / ((times[-1] - times[0]) * base)), 4)
+    rate = film.stream.average_rate or film.stream.guessed_rate
+    return round(float(rate), 4) if rate else 0.0
+
+
+def _may_skip(facts: Facts) -> bool:
+    return facts.codec in SKIPPING and facts.container != "avi" and not facts.lost and facts.timestamps
+
+
+def _skips(path: str | Path, facts: Facts, sums: Sequence[int]) -> bool:
+    """Whether leaving out what is not wanted gives the same pictures: tried, on frames from all over the file."""
+    wanted = sorted({number * (facts.frames - 1) // 7 for number in range(8)})
+    try:
+        with Film(path) as film:
+            found = {number: _sum(frame) for number, frame in skip_to(film, wanted, facts.frames)}
+    except BrokenFileError:
+        return False
+    return found == {number: sums[number] for number in wanted}
+
+
+def _sum(frame: av.VideoFrame) -> int:
+    """A checksum of the first plane of a frame, without the padding at the ends of its lines."""
+    plane = frame.planes[0]
+    wide = plane.width * -(-frame.format.components[0].bits // 8)
+    lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+    return zlib.crc32(lines[:, :wide].tobytes())
+
+
+def _digest(files: Sequence[Path]) -> str:
+    summed = hashlib.blake2b(digest_size=8)
+    for file in files:
+        summed.update(file.read_bytes())
+    return summed.hexdigest()

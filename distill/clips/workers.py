@@ -1,0 +1,107 @@
+"""Work spread over processes, in order, that cannot hang in silence.
+
+A decoder may spin for ever inside a library, where no Python timeout reaches it. So every worker writes down which
+clip it is at before it starts, and when nothing has come for too long the workers are killed and the clip is named.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from distill.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class StuckError(UserError):
+    """A worker that did not come back, or died. `clip` is the number it had noted, -1 when it had noted none."""
+
+    def __init__(self, clip: int, what: str) -> None:
+        super().__init__(what)
+        self.clip = clip
+
+
+class _Notes:
+    """What each worker is at: [workers, 2] of the clip's number and since when."""
+
+    own: Tensor | None = None  # in a worker: its row
+
+
+def note(clip: int) -> None:
+    """Write down that this process starts on a clip."""
+    if _Notes.own is not None:
+        _Notes.own[1] = time.monotonic()
+        _Notes.own[0] = clip
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Let glibc keep what is freed: touching fresh memory for every clip costs more than cutting a view out of it."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(M_TRIM_THRESHOLD, 256 << 20)
+
+
+class _Work(Dataset[Any]):
+    def __init__(self, work: Callable[[Any], Any], notes: Tensor) -> None:
+        self.work, self.notes = work, notes
+
+    def __getitem__(self, key: Any) -> Any:
+        _keep_memory()
+        worker = get_worker_info()
+        _Notes.own = self.notes[worker.id] if worker else None
+        done = self.work(key)
+        note(-1)
+        return done
+
+
+def spread(
+    work: Callable[[Key], Value],
+    keys: Iterable[Key],
+    workers: int,
+    seconds: float,
+    name: Callable[[int], str],
+    pin: bool = False,
+) -> Iterator[Value]:
+    """work(key) for every key, in order, by `workers` processes (0: by this one, which then cannot be rescued).
+
+    After `seconds` without a result it raises StuckError, with what `name` says of the clip that was noted last.
+    """
+    notes = torch.full((max(1, workers), 2), -1.0, dtype=torch.float64)
+    notes.share_memory_()  # type: ignore[no-untyped-call]
+    loader: DataLoader[Any] = DataLoader(
+        _Work(work, notes),
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        timeout=seconds if workers else 0,
+        pin_memory=pin,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        timed_out = "timed out" in str(error)
+        if not (timed_out or "exited unexpectedly" in str(error)):
+            raise
+        clip = _oldest(notes)
+        where = name(clip) if clip >= 0 else "no clip in particular"
+        how = f"nothing came for {seconds:g} s" if timed_out else "a worker died"
+        raise StuckError(clip, f"{how} while reading {where}") from error
+
+
+def _oldest(notes: Tensor) -> int:
+    """The clip that a worker has been at for the longest time."""
+    busy = notes[notes[:, 0] >= 0]
+    return int(busy[busy[:, 1].argmin(), 0]) if len(busy) else -1
