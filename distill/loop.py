@@ -88,13 +88,13 @@ class Loop:
     window: Tensor | None = None  # sums of the raw terms since the last line of losses, and how many steps
 
     def fit(self, batches: Iterator[Clips]) -> None:
-        """Train from step `done` to the end; `batches` yields this process's parts of those steps."""
+        """Train from step `done` to the end; `batches` yields this process's parts of those steps, on its device."""
         parts = self.options.accumulate
         with self.talk.track("train", self.options.steps, self.done) as track:
             for step in range(self.done, self.options.steps):
                 weights = self.objective.weights(step)
                 for part in range(parts):
-                    self._accumulate(next(batches).to(self.accelerator.device), weights, step, part)
+                    self._accumulate(next(batches), weights, step, part)
                 self._update(step)
                 self.done = step + 1
                 news = self._report(weights, step) if self._is_due(self.options.log_every) else ""

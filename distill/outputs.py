@@ -101,6 +101,7 @@ class Clips(Tensors):
     # of a batch (processes, accumulation steps) average to the mean over the labelled clips of the whole batch.
     label_weight: Tensor = field(default=None)  # type: ignore[assignment]
     failed: Tensor = field(default=None)  # type: ignore[assignment]  # bool [B]: gave no frames; only in evaluation
+    colour: Tensor | None = None  # float32 [B,3,4]: a change of colour that the frames have still to go through
 
     def __post_init__(self) -> None:
         _check(self, "frames", self.frames, (None,) * 5, torch.uint8)
@@ -114,6 +115,8 @@ class Clips(Tensors):
         if self.failed is None:
             self.failed = torch.zeros_like(self.label, dtype=torch.bool)
         _check(self, "failed", self.failed, (batch,), torch.bool)
+        if self.colour is not None:
+            _check(self, "colour", self.colour, (batch, 3, 4), torch.float32)
 
     def __len__(self) -> int:
         return self.frames.shape[0]

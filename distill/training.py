@@ -72,7 +72,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
     loop = make_loop(recipe, clips, student, objective, accelerator, talk)
     plan = make_plan(recipe, clips, accelerator)
     steps = range(loop.done, recipe.train.steps)
-    loop.fit(training_batches(clips, plan, steps, accelerator.process_index, accelerator.num_processes, talk.say))
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    loop.fit(training_batches(clips, plan, steps, rank, world, device, talk.say))
     loop.log.close()
 
     answers = collect(student, clips, held_out, recipe.train.batch, accelerator)
@@ -168,7 +169,10 @@ def see_clips(recipe: Recipe, accelerator: Accelerator) -> ClipSet:
     with accelerator.main_process_first():
         manifest = open_manifest(recipe.clips, Path(recipe.cache.folder), recipe.seed)
     spec = batch_spec(recipe, manifest)
-    return open_clips(manifest, recipe.clips, spec, Path(recipe.cache.folder) if recipe.cache.frames else None)
+    clips = open_clips(manifest, recipe.clips, spec, Path(recipe.cache.folder) if recipe.cache.frames else None)
+    if clips.lacking:
+        Talk(accelerator.is_main_process).say(clips.lacking)
+    return clips
 
 
 def batch_spec(recipe: Recipe, manifest: Manifest) -> ClipSpec:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import pictures, write
 
-from distill.clips.batches import Plan, evaluation_batches, training_batches
+from distill.clips.batches import Plan, evaluation_batches, load, on_device, training_batches
 from distill.clips.clipset import ClipOptions, ClipSet
 from distill.clips.facts import Facts
 from distill.clips.frames import ClipError, DecodedFrames
@@ -55,7 +55,8 @@ def train(clips: ClipSet, steps: range = range(6), rank: int = 0, world: int = 1
 
 
 def same(one: Clips, other: Clips) -> bool:
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+    assert one.colour is other.colour is None
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one) if name != "colour")
 
 
 def spoil(manifest: Manifest, folder: Path, *numbers: int, known: bool = False) -> Manifest:
@@ -131,6 +132,16 @@ def test_one_decode_serves_teacher_and_student(manifest: Manifest, monkeypatch: 
     assert (teacher.shape, student.shape) == ((2, 16, 3, 48, 48), (2, 8, 3, 24, 24))
     alone = DecodedFrames(manifest, ViewOptions(), ClipSpec(8, 24)).get(1, [1, 2])
     assert np.array_equal(student, alone)
+
+
+def test_a_device_makes_the_same_colours(manifest: Manifest) -> None:
+    options = ViewOptions(flip=True, light=0.3, saturation=0.5, hue=0.1)
+    clips = clip_set(manifest, views=options)
+    parts = [part for step in range(6) for part in plan(clips).step(step)]
+    later = list(load(clips.uncoloured(), parts))
+    for plain, left in zip(train(clips), later, strict=True):
+        assert not torch.equal(plain.frames, replace(left, colour=None).frames)
+        assert same(plain, on_device(left, torch.device("cpu")))
 
 
 # ---------------------------------------------------------------- labels with sides

@@ -12,12 +12,13 @@ import torch
 
 from distill.clips import views
 from distill.clips.clipset import ClipSet
-from distill.clips.frames import ClipError, blank
+from distill.clips.frames import ClipError, DecodedFrames, blank
 from distill.clips.workers import spread
 from distill.errors import UserError
 from distill.outputs import Clips
 from distill.randomness import generator, number
 
+CPU = torch.device("cpu")
 TURNS = 8  # clips that are tried in place of one that failed
 
 
@@ -127,7 +128,16 @@ class _Load:
             view=torch.tensor(part.views).repeat(len(indices)),
             label_weight=torch.from_numpy(part.label_weight).repeat_interleave(each),
             failed=torch.tensor(failed).repeat_interleave(each),
+            colour=self._colour(indices, part.views),
         )
+
+    def _colour(self, indices: Sequence[int], numbers: Sequence[int]) -> torch.Tensor | None:
+        """The changes of colour that the frames do not have yet."""
+        frames, clips = self.clips.frames, self.clips.manifest.clips
+        if not isinstance(frames, DecodedFrames) or frames.coloured:
+            return None
+        drawn = (views.draw(frames.options, clips[index].id, number) for index in indices for number in numbers)
+        return torch.from_numpy(np.stack([views.colour(view) for view in drawn]))
 
     def _label(self, index: int, view: int) -> int:
         """The clip's label, or in a mirrored view the label of what it looks like there."""
@@ -185,10 +195,27 @@ class Failures:
             )
 
 
+def on_device(clips: Clips, device: torch.device) -> Clips:
+    """The batch on the device, with the changes of colour made there that were left to it."""
+    if clips.colour is None:
+        return clips.to(device)
+    matrices, moved = clips.colour.numpy(), replace(clips, colour=None).to(device)
+    frames = [views.recolour(video, matrix) for video, matrix in zip(moved.frames, matrices, strict=True)]
+    return replace(moved, frames=torch.stack(frames))
+
+
 def training_batches(
-    clips: ClipSet, plan: Plan, steps: range, rank: int, world: int, say: Callable[[str], object] = lambda line: None
+    clips: ClipSet,
+    plan: Plan,
+    steps: range,
+    rank: int,
+    world: int,
+    device: torch.device = CPU,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Iterator[Clips]:
-    """This process's micro-batches of these steps."""
+    """This process's micro-batches of these steps, on its device; an accelerator changes the colours itself."""
+    if device.type != "cpu":
+        clips = clips.uncoloured()
     share = plan.parts // world
     parts = (part for step in steps for part in plan.step(step)[rank * share : (rank + 1) * share])
     kinds = {True: list[int](), False: list[int]()}
@@ -196,7 +223,8 @@ def training_batches(
         kinds[labelled].append(index)
     is_labelled = dict(zip(plan.indices, plan.labelled, strict=True))
     substitutes = Substitutes(kinds[True], kinds[False], is_labelled, plan.seed)
-    return load(clips, parts, substitutes, Failures(len(plan.indices), clips.options.failing, say))
+    heed = Failures(len(plan.indices), clips.options.failing, say)
+    return (on_device(batch, device) for batch in load(clips, parts, substitutes, heed))
 
 
 def evaluation_batches(

@@ -8,9 +8,10 @@ from typing import Any
 
 from distill import plugins
 from distill.clips import decoders, views
+from distill.clips.facts import Facts
 from distill.clips.frames import DecodedFrames, Frames, StoredFrames, frame_shards
 from distill.clips.index import Index
-from distill.clips.manifest import SPLITS, Manifest
+from distill.clips.manifest import SPLITS, Clip, Manifest
 from distill.clips.prepare import Copies
 from distill.errors import UserError
 from distill.outputs import ClipSpec
@@ -87,9 +88,33 @@ class ClipSet:
         decoded = DecodedFrames(self.manifest, self.options.views, self.spec, self.options.decoder)
         return replace(self, frames=decoded)
 
+    def uncoloured(self) -> ClipSet:
+        """The same clips, with changes of colour left to the device that trains; stored frames have theirs already."""
+        if not isinstance(self.frames, DecodedFrames):
+            return self
+        options = self.options
+        return replace(
+            self, frames=DecodedFrames(self.manifest, options.views, self.spec, options.decoder, coloured=False)
+        )
+
     @property
     def workers(self) -> int:
         return self.options.workers if isinstance(self.frames, DecodedFrames) else 0
+
+    @property
+    def lacking(self) -> str:
+        """What a person should know of the clips that are not there; empty when all are."""
+        clips, missing = self.manifest.clips, self.manifest.missing
+        parts = []
+        for split in SPLITS:
+            chosen = self.manifest.of(split)
+            broken = sum(clips[i].broken for i in chosen)
+            if broken or missing.get(split):
+                listed = len(chosen) + missing.get(split, 0)
+                parts.append(
+                    f"{split}: {missing.get(split, 0)} of {listed} clips have no file, {broken} cannot be read"
+                )
+        return "; ".join(parts)
 
     def name(self, index: int) -> str:
         clip = self.manifest.clips[index]
@@ -130,9 +155,22 @@ def with_facts(manifest: Manifest, index: Index) -> Manifest:
     """The same clips with what the index knows of their files."""
     entries = index.read()
     return manifest.with_clips(
-        replace(clip, facts=entries[clip.path].facts) if clip.facts is None and clip.path in entries else clip
+        replace(clip, facts=_of_span(clip, entries[clip.path].facts))
+        if clip.facts is None and clip.path in entries
+        else clip
         for clip in manifest.clips
     )
+
+
+def _of_span(clip: Clip, facts: Facts) -> Facts:
+    """The file's facts; a clip whose seconds are not in the file is broken."""
+    if facts.trouble or (not clip.start and clip.end is None):
+        return facts
+    if not facts.fps:
+        return replace(facts, trouble="does not say how long a frame lasts, so seconds of it mean nothing")
+    if clip.start * facts.fps >= facts.frames:
+        return replace(facts, trouble=f"ends before second {clip.start:g}, where the clip starts")
+    return facts
 
 
 def open_manifest(options: ClipOptions, cache: Path, seed: int) -> Manifest:
@@ -144,7 +182,7 @@ def open_manifest(options: ClipOptions, cache: Path, seed: int) -> Manifest:
             f"{unknown} of {len(manifest.clips)} clips have not been looked at yet; "
             "run: distill clips with the same recipe and keys"
         )
-    _check_spans_and_sides(manifest, options)
+    _check_sides(manifest, options)
     if options.prepare:
         manifest = Copies(cache, options.frames, options.short_side).instead_of(manifest)
     for split in SPLITS:
@@ -153,10 +191,7 @@ def open_manifest(options: ClipOptions, cache: Path, seed: int) -> Manifest:
     return manifest.hold_out(options.validation).hide_labels(options.labelled, seed)
 
 
-def _check_spans_and_sides(manifest: Manifest, options: ClipOptions) -> None:
-    for clip in manifest.clips:
-        if (clip.start or clip.end) and clip.facts and not clip.broken and not clip.facts.fps:
-            raise UserError(f"clip {clip.id} is a span of seconds, but {clip.path} does not say how long a frame lasts")
+def _check_sides(manifest: Manifest, options: ClipOptions) -> None:
     for label, other in manifest.mirrored.items():
         if options.views.flip and other < 0:
             raise UserError(

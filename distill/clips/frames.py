@@ -33,8 +33,17 @@ class Frames(Protocol):
 class DecodedFrames:
     """Decodes on demand, once for all the views asked for; every process and worker opens files for itself."""
 
-    def __init__(self, manifest: Manifest, options: views.ViewOptions, spec: ClipSpec, decoder: str = "pyav") -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        options: views.ViewOptions,
+        spec: ClipSpec,
+        decoder: str = "pyav",
+        coloured: bool = True,
+    ) -> None:
+        """Without `coloured` a view's change of colour is left to whoever asked."""
         self.manifest, self.options, self.spec, self.decoder = manifest, options, spec, decoder
+        self.coloured = coloured
 
     def get(self, index: int, numbers: Sequence[int]) -> np.ndarray:
         return self.render(index, numbers, [self.spec])[0]
@@ -58,6 +67,7 @@ class DecodedFrames:
             video = read_each(clip.path, wanted, self.decoder, clip.facts)
         except (BrokenFileError, OSError) as error:
             raise ClipError(f"clip {clip.id}: {clip.path} {error}") from error
+        drawn = drawn if self.coloured else [views.uncoloured(view) for view in drawn]
         return [
             _together([views.cut(v, [video[n] for n in place], spec.size) for v, place in zip(drawn, row, strict=True)])
             for spec, row in zip(specs, places, strict=True)

@@ -15,7 +15,7 @@ import numpy as np
 from distill.clips.decoders import Traits, trouble
 from distill.clips.facts import Facts
 from distill.clips.pictures import PACKED, listed, read_folder, read_packed
-from distill.clips.video import BrokenFileError, Film, skip_to
+from distill.clips.video import BrokenFileError, Film
 
 # Codecs whose pictures can be skipped by their timestamps; AV1 shows pictures that no packet of its own holds, and the
 # first pictures after an HEVC keyframe may be built on what came before it.
@@ -77,7 +77,7 @@ def _look_at_video(path: str | Path) -> Facts:
             leading=seen.leading,
         )
     tried = _may_skip(facts)
-    skips = tried and _skips(path, facts, seen.sums)
+    skips = tried and _skips(path, seen)
     return replace(facts, skips=skips, avoid=trouble(replace(traits, unsafe=tried and not skips)))
 
 
@@ -130,23 +130,40 @@ def _may_skip(facts: Facts) -> bool:
     return facts.codec in SKIPPING and facts.container != "avi" and not facts.lost and facts.timestamps
 
 
-def _skips(path: str | Path, facts: Facts, sums: Sequence[int]) -> bool:
-    """Whether leaving out what is not wanted gives the same pictures: tried, on frames from all over the file."""
-    wanted = sorted({number * (facts.frames - 1) // 7 for number in range(8)})
-    try:
-        with Film(path) as film:
-            found = {number: _sum(frame) for number, frame in skip_to(film, wanted, facts.frames)}
-    except BrokenFileError:
-        return False
-    return found == {number: sums[number] for number in wanted}
+def _skips(path: str | Path, seen: _Seen) -> bool:
+    """Whether leaving out what is not wanted gives the same pictures: tried, on the whole file.
+
+    Every stretch is decoded by itself from its keyframe, without the pictures that claim that no other is built on
+    them. If all others come out as before, any choice of pictures can be had that way.
+    """
+    expected = dict(zip(seen.times, seen.sums, strict=True))
+    with Film(path) as film:
+        packets = [packet for packet in film.packets() if packet is not None and packet.size]
+        shown = sorted(packet.pts for packet in packets if not packet.is_discard and packet.pts is not None)
+        if shown != seen.times:
+            return False
+        film.decoder.skip_frame = "NONREF"
+        keys = [place for place, packet in enumerate(packets) if packet.is_keyframe]
+        for key, stop in zip(keys, [*keys[1:], len(packets)], strict=True):
+            decoded = (frame for packet in (*packets[key:stop], None) for frame in film.decode(packet))
+            sums = {frame.pts: _sum(frame) for frame in decoded if frame.pts is not None}
+            film.decoder.flush_buffers()
+            first = packets[key].pts
+            # What is shown before its keyframe was built on the stretch before.
+            right = all(sums[time] == expected[time] for time in sums.keys() & expected.keys() if time >= first)
+            if not right or (first in expected and first not in sums):
+                return False
+    return bool(keys) and keys[0] == 0
 
 
 def _sum(frame: av.VideoFrame) -> int:
-    """A checksum of the first plane of a frame, without the padding at the ends of its lines."""
-    plane = frame.planes[0]
-    wide = plane.width * -(-frame.format.components[0].bits // 8)
-    lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
-    return zlib.crc32(lines[:, :wide].tobytes())
+    """A checksum of a frame's planes, without the padding at the ends of their lines."""
+    total = 0
+    for plane in frame.planes:
+        wide = plane.width * -(-frame.format.components[0].bits // 8)
+        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+        total = zlib.crc32(lines[:, :wide].tobytes(), total)
+    return total
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -198,6 +198,11 @@ def cut(view: View, chosen: Sequence[np.ndarray] | np.ndarray, size: int) -> np.
     for channel in range(3):  # three strided copies take half the time of one transposition
         planes[:, channel] = square[..., channel]
     return recolour(torch.from_numpy(planes), colour(view)).numpy()
+
+
+def uncoloured(view: View) -> View:
+    """The same view without its change of colour."""
+    return replace(view, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0)
 
 
 def colour(view: View) -> np.ndarray:

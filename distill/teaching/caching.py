@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,7 @@ class _Work:
         shards = self.clips.frames.shards
         gaps = self.gaps(shards)
         each = frame_bytes(self.clips.spec)
+        _require_room(shards.folder, sum(len(shards.members(shard)) * len(views) for shard, views in gaps) * each)
         self._announce("frames", shards, gaps, f"{each / 1e3:.1f} kB")
         decoded = DecodedFrames(manifest, options.views, self.clips.spec, options.decoder)
         for shard, numbers, stacks in self._read("keep frames", shards, gaps, decoded, options.workers):
@@ -140,6 +143,17 @@ class _Work:
         count = sum(len(shards.members(shard)) * len(numbers) for shard, numbers in gaps)
         state = f"{count:,} clip views to do, {each} each" if count else "complete"
         self.talk.say(f"{what}: {shards.folder}  {state}")
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    """Say at once, not hours later, that the frames will not fit."""
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise UserError(
+            f"the frames need {needed / 1e9:.1f} GB and {there} has {free / 1e9:.1f} GB free; take fewer "
+            "clips.views.count, another cache.folder, or cache.frames=false with clips.prepare=true"
+        )
 
 
 class _Views:
