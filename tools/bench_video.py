@@ -23,9 +23,10 @@ import av
 import numpy as np
 import torch
 
+from distill.clips import views
 from distill.clips.batches import Part, load
 from distill.clips.clipset import ClipOptions, ClipSet
-from distill.clips.decode import read_frames
+from distill.clips.decode import read_each, read_frames
 from distill.clips.facts import Facts
 from distill.clips.frames import DecodedFrames, StoredFrames, frame_shards
 from distill.clips.looking import look
@@ -77,7 +78,8 @@ def measure(rows: list[Row]) -> dict[str, list[float]]:
         for name, work in rows:
             start = time.process_time()
             work()
-            found[name].append(1000 * (time.process_time() - start))
+            clips = 8 if name.endswith("8 views") else 1
+            found[name].append(1000 * (time.process_time() - start) / clips)
     return found
 
 
@@ -86,10 +88,17 @@ def clip_set(clip: Clip, workers: int = 0) -> ClipSet:
     return ClipSet(manifest, SPEC, ClipOptions(views=VIEWS, workers=workers), DecodedFrames(manifest, VIEWS, SPEC))
 
 
-def batch(clips: ClipSet, parts: int = 1) -> None:
-    """Whole batches of one clip: decode, crop, flip, colour, collate."""
+def batch(clips: ClipSet, parts: int = 8) -> None:
+    """Whole batches of one clip, each in another view: decode, crop, flip, colour, collate."""
     for _ in load(clips, [Part([0], [1 + number % 8], np.ones(1, np.float32)) for number in range(parts)]):
         pass
+
+
+def decode_views(clip: Clip) -> None:
+    """What `batch` decodes, and nothing else."""
+    for number in range(1, 9):
+        view, total = views.draw(VIEWS, clip.id, number), known(clip).frames
+        read_each(clip.path, views.indices(view, VIEWS, total, SPEC.frames).tolist(), facts=known(clip))
 
 
 def ways(clip: Clip, copies: dict[str, Clip], stored: StoredFrames) -> list[Row]:
@@ -105,13 +114,16 @@ def ways(clip: Clip, copies: dict[str, Clip], stored: StoredFrames) -> list[Row]
     for decoder in ("decord", "torchcodec"):
         if importlib.util.find_spec(decoder) and decoder not in facts.avoid:
             rows.append((f"raw: 16 frames, {decoder}", lambda name=decoder: read_frames(path, wanted, name, facts)))  # type: ignore[misc]
-    rows.append(("raw: whole path", lambda: batch(clip_set(clip))))
+    rows.append(("raw: whole path of 8 views", lambda: batch(clip_set(clip))))
     for form, copy in copies.items():
         if form == "video":
-            rows.append(("copy: floor", lambda: decode_bare(copies["video"].path, last)))
+            rows += [
+                ("copy: floor", lambda: decode_bare(copies["video"].path, last)),
+                ("copy, video: frames of 8 views", lambda: decode_views(copies["video"])),
+            ]
         rows += [
             (f"copy, {form}: 16 frames", lambda c=copy: read_frames(c.path, wanted, facts=known(c))),  # type: ignore[misc]
-            (f"copy, {form}: whole path", lambda c=copy: batch(clip_set(c))),  # type: ignore[misc]
+            (f"copy, {form}: whole path of 8 views", lambda c=copy: batch(clip_set(c))),  # type: ignore[misc]
         ]
     rows.append(("frame store: view", lambda: stored.get(0, [1])))
     return rows
@@ -147,8 +159,8 @@ def compare(clip: Clip, folder: Path, talk: Talk) -> Clip:
 
     talk.say(f"raw over its floor: {ratio('raw: 16 frames', 'raw: floor')}; goal at most 1.10")
     talk.say(f"raw over the frame store: {ratio('raw: 16 frames', 'frame store: view')}; goal at least 15")
-    talk.say(f"copy, whole path over its decoding: {ratio('copy, video: whole path', 'copy, video: 16 frames')}")
-    talk.say(f"copy, whole path over its floor: {ratio('copy, video: whole path', 'copy: floor')}; goal at most 1.25")
+    whole = ratio("copy, video: whole path of 8 views", "copy, video: frames of 8 views")
+    talk.say(f"copy, whole path over decoding the same frames: {whole}; goal at most 1.25")
     return copies["video"]
 
 
