@@ -81,7 +81,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if failed:
         talk.say(f"{len(failed)} test clips cannot be read and count as wrong: {', '.join(failed)}")
     seconds = round(time.monotonic() - started, 1)
-    summary: dict[str, Any] = {"steps": loop.done, "seconds": seconds, "test": evaluate(answers), "unreadable": failed}
+    summary: dict[str, Any] = {"steps": loop.done, "seconds": seconds, "test": evaluate(answers)}
+    summary |= {"unreadable": failed} if failed else {}
     if accelerator.is_main_process:
         save_student(run, student, StudentCard(dict(vars(recipe.student)), list(clips.manifest.classes), student.spec))
         save_answers(run, answers)

@@ -104,16 +104,13 @@ class ClipSet:
     @property
     def lacking(self) -> str:
         """What a person should know of the clips that are not there; empty when all are."""
-        clips, missing = self.manifest.clips, self.manifest.missing
         parts = []
         for split in SPLITS:
-            chosen = self.manifest.of(split)
-            broken = sum(clips[i].broken for i in chosen)
-            if broken or missing.get(split):
-                listed = len(chosen) + missing.get(split, 0)
-                parts.append(
-                    f"{split}: {missing.get(split, 0)} of {listed} clips have no file, {broken} cannot be read"
-                )
+            chosen, missing = self.manifest.of(split), self.manifest.missing.get(split, 0)
+            broken = sum(self.manifest.clips[index].broken for index in chosen)
+            for count, what in ((missing, "have no file"), (broken, "cannot be read")):
+                if count:
+                    parts.append(f"{count} of {len(chosen) + missing} {split} clips {what}")
         return "; ".join(parts)
 
     def name(self, index: int) -> str:

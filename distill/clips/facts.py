@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One file. A broken one has `trouble` and no frames; a damaged one has frames, and has lost some packets."""
+    """One file. A broken one has `trouble` and no frames; a damaged one has frames, and lost some."""
 
     frames: int = 0  # that can really be decoded; headers lie
     fps: float = 0.0
@@ -21,7 +21,7 @@ class Facts:
     timestamps: bool = False  # every frame has one, and they rise
     skips: bool = False  # frames that nobody asked for may be left undecoded: tried on this file, same pictures
     avoid: Mapping[str, str] = field(default_factory=dict)  # decoders that go wrong on it, and how
-    lost: int = 0  # packets that could not be decoded
+    lost: int = 0  # frames that are missing, or patched up by the decoder
     bytes: int = 0
     digest: str = ""  # of the file's content
     trouble: str = ""  # why the file is broken, in a few words

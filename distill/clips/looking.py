@@ -61,7 +61,7 @@ def _look_at_video(path: str | Path) -> Facts:
             container=film.container.format.name,
             keyframes=seen.keyframes,
             timestamps=seen.timestamps,
-            lost=max(film.lost, listed - len(seen.sums)),
+            lost=max(film.lost, listed - len(seen.sums)) + seen.smeared,
             bytes=Path(path).stat().st_size,
             digest=_digest([Path(path)]),
         )
@@ -92,6 +92,7 @@ class _Seen:
     keyframes: int = 0
     hidden: int = 0  # packets whose picture is never shown
     leading: bool = False
+    smeared: int = 0  # frames that the decoder patched up
 
     @property
     def timestamps(self) -> bool:
@@ -114,6 +115,7 @@ def _decode_all(film: Film) -> _Seen:
             if frame.pts is not None:
                 seen.times.append(frame.pts)
             seen.sums.append(_sum(frame))
+            seen.smeared += frame.is_corrupt
     return seen
 
 

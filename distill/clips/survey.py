@@ -53,13 +53,14 @@ def look_at_files(manifest: Manifest, index: Index, options: ClipOptions, talk: 
     files = list(dict.fromkeys(clip.path for clip in manifest.clips if clip.facts is None))
     stamps = {path: stamp(path) for path in files}
     todo = [place for place, path in enumerate(files) if path not in known or known[path].stamp != stamps[path]]
+    if not todo:
+        talk.say(f"look: nothing is new in {len(files)} files")
+        return
     with index.adding() as add, talk.track("look", len(files), len(files) - len(todo)) as track:
         for place, facts in work_through(_Look(files), todo, options, files.__getitem__):
             path = files[place]
             add(path, Entry(path, stamps[path], facts))
             track.advance(1, f"{Path(path).name} {facts.trouble}" if facts.trouble else "")
-        if not todo:
-            track.show("nothing is new")
 
 
 def make_copies(manifest: Manifest, copies: Copies, options: ClipOptions, talk: Talk) -> None:
@@ -71,8 +72,6 @@ def make_copies(manifest: Manifest, copies: Copies, options: ClipOptions, talk: 
             add(clips[place].id, copies.entry(clips[place], facts))
             failed += [f"{clips[place].path} {facts.trouble}"] if facts.trouble else []
             track.advance(1, failed[-1] if facts.trouble else "")
-        if not todo:
-            track.show("nothing is new")
     made = sum(entry.facts.bytes for entry in copies.index.read().values())
     before = sum({clip.path: clip.facts.bytes for clip in clips if clip.facts}.values())
     talk.say(f"copies: {copies.folder}  {_size(made)}, where the files are {_size(before)}")
@@ -139,7 +138,7 @@ def _state(clip: Clip) -> str:
 
 def _why(facts: Facts | None) -> str:
     assert facts is not None
-    return facts.trouble or f"has lost {facts.lost} of {facts.frames + facts.lost} frames"
+    return facts.trouble or f"has {facts.frames} frames; {facts.lost} are missing or patched up"
 
 
 def _say_what_copies_save(clips: Sequence[Clip], options: ClipOptions, talk: Talk) -> None:

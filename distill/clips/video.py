@@ -41,6 +41,9 @@ class Film:
             raise BrokenFileError("holds no video stream")
         self.stream = self.container.streams.video[0]
         self.decoder = self.stream.codec_context
+        if self.decoder is None:
+            self.container.close()
+            raise BrokenFileError("holds video of an unknown kind")
         # Frame threads can deadlock on an early exit and cost more CPU than they save on short clips.
         self.stream.thread_type = "NONE"
         self.lost = 0  # packets that could not be decoded, so far
