@@ -185,7 +185,8 @@ def open_manifest(options: ClipOptions, cache: Path, seed: int) -> Manifest:
     for split in SPLITS:
         wanted = getattr(options.per_class, split)
         manifest = manifest.balance(split, wanted) if wanted else manifest
-    return manifest.hold_out(options.validation).hide_labels(options.labelled, seed)
+    manifest = manifest.hold_out(options.validation) if options.validation else manifest
+    return manifest.hide_labels(options.labelled, seed) if options.labelled != 1 else manifest
 
 
 def _check_sides(manifest: Manifest, options: ClipOptions) -> None:

@@ -44,7 +44,7 @@ class ViewOptions:
     area: float = 0.6
     """Smallest crop of a view, as a share of the largest centre square."""
     flip: bool = False
-    """Mirror half of the views left to right. Off by default: it swaps classes such as 'move left'."""
+    """Mirror half of the views left to right, and swap labels that have a side where the data source knows them."""
     light: float = 0.2
     """Largest relative change of brightness and contrast."""
     sampler: str = "uniform"
