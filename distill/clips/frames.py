@@ -65,8 +65,10 @@ class DecodedFrames:
         wanted = {int(number) for row in places for place in row for number in place}
         try:
             video = read_each(clip.path, wanted, self.decoder, clip.facts)
-        except (BrokenFileError, OSError) as error:
+        except BrokenFileError as error:
             raise ClipError(f"clip {clip.id}: {clip.path} {error}") from error
+        except OSError as error:
+            raise ClipError(f"clip {clip.id}: {clip.path} cannot be opened ({error.strerror})") from error
         drawn = drawn if self.coloured else [views.uncoloured(view) for view in drawn]
         return [
             _together([views.cut(v, [video[n] for n in place], spec.size) for v, place in zip(drawn, row, strict=True)])

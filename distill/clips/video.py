@@ -62,7 +62,7 @@ class Film:
                 packet = next(packets)
             except StopIteration:
                 return
-            except av.FFmpegError:
+            except (av.FFmpegError, IndexError):  # the index: a damaged file makes up streams on its way
                 self.lost += 1
                 yield None
                 return
