@@ -6,6 +6,7 @@ On a terminal long work shows a live bar; elsewhere it prints a plain line now a
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,14 +26,20 @@ def percent(share: float) -> str:
 
 
 class Talk:
-    """The console. A process that is not the first keeps silent."""
+    """The console. A process that is not the first keeps silent, warnings apart."""
 
     def __init__(self, active: bool = True) -> None:
         self.active = active
         self.console = Console(highlight=False, soft_wrap=True, quiet=not active)
+        self.warnings = Console(highlight=False, soft_wrap=True, stderr=True)
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """What a person should see whichever process met it."""
+        process = "" if self.active else f"(process {os.environ.get('RANK', '?')}) "
+        self.warnings.print(process + text, markup=False)
 
     def table(self, title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table = Table(title=title, title_justify="left", title_style="bold")

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import gather_object
 from safetensors.numpy import save_file
 from torch import nn
 
 from distill.checkpoint import StudentCard, build_student, checkpoints, newest_checkpoint, save_student
-from distill.clips.batches import Plan, training_batches
+from distill.clips.batches import Failures, Plan, training_batches
 from distill.clips.clipset import ClipSet, open_clips, open_manifest
 from distill.clips.frames import StoredFrames
 from distill.clips.manifest import Manifest
@@ -73,8 +74,10 @@ def train(recipe: Recipe) -> dict[str, Any]:
     plan = make_plan(recipe, clips, accelerator)
     steps = range(loop.done, recipe.train.steps)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    loop.fit(training_batches(clips, plan, steps, rank, world, device, talk.say))
+    failures = Failures(len(plan.indices), recipe.clips.failing, talk.warn)
+    loop.fit(training_batches(clips, plan, steps, rank, world, failures, device))
     loop.log.close()
+    replaced = sorted({clips.manifest.clips[index].id for index in gather_object(list(failures.found))})
 
     answers = collect(student, clips, held_out, recipe.train.batch, accelerator)
     failed = [clips.manifest.clips[index].id for index in answers.index[answers.failed]]
@@ -82,7 +85,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         talk.say(f"{len(failed)} test clips cannot be read and count as wrong: {', '.join(failed)}")
     seconds = round(time.monotonic() - started, 1)
     summary: dict[str, Any] = {"steps": loop.done, "seconds": seconds, "test": evaluate(answers)}
-    summary |= {"unreadable": failed} if failed else {}
+    summary |= {name: ids for name, ids in (("replaced", replaced), ("unreadable", failed)) if ids}
     if accelerator.is_main_process:
         save_student(run, student, StudentCard(dict(vars(recipe.student)), list(clips.manifest.classes), student.spec))
         save_answers(run, answers)

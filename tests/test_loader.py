@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import pictures, write
 
-from distill.clips.batches import Plan, evaluation_batches, load, on_device, training_batches
+from distill.clips.batches import Failures, Plan, evaluation_batches, load, on_device, training_batches
 from distill.clips.clipset import ClipOptions, ClipSet
 from distill.clips.facts import Facts
 from distill.clips.frames import ClipError, DecodedFrames
@@ -50,8 +50,12 @@ def plan(clips: ClipSet, batch: int = 4, parts: int = 1) -> Plan:
     return Plan(chosen, labelled, batch, parts, clips.options.views, seed=3)
 
 
-def train(clips: ClipSet, steps: range = range(6), rank: int = 0, world: int = 1, **more: Any) -> list[Clips]:
-    return list(training_batches(clips, plan(clips, parts=world), steps, rank, world, **more))
+def train(
+    clips: ClipSet, steps: range = range(6), rank: int = 0, world: int = 1, said: list[str] | None = None
+) -> list[Clips]:
+    chosen = plan(clips, parts=world)
+    failures = Failures(len(chosen.indices), clips.options.failing, (said if said is not None else []).append)
+    return list(training_batches(clips, chosen, steps, rank, world, failures))
 
 
 def same(one: Clips, other: Clips) -> bool:
@@ -175,9 +179,9 @@ def test_without_flips_labels_stay(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_in_training_another_clip_takes_its_place_and_is_told(manifest: Manifest, tmp_path: Path, workers: int) -> None:
-    spoilt, said = spoil(manifest, tmp_path, 2, 5), []
+    spoilt, said = spoil(manifest, tmp_path, 2, 5), list[str]()
     clips = clip_set(spoilt, workers, failing=0.5)
-    batches = train(clips, say=said.append)
+    batches = train(clips, said=said)
     assert all(len(batch) == 4 and not batch.failed.any() for batch in batches)
     seen = {int(index) for batch in batches for index in batch.index}
     assert not seen & {2, 5}

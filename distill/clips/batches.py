@@ -19,6 +19,7 @@ from distill.outputs import Clips
 from distill.randomness import generator, number
 
 CPU = torch.device("cpu")
+Heed = Callable[[Mapping[int, str]], object]  # is told of clips that failed: index and why
 TURNS = 8  # clips that are tried in place of one that failed
 
 
@@ -166,7 +167,7 @@ def load(
     clips: ClipSet,
     parts: Iterable[Part],
     substitutes: Substitutes | None = None,
-    heed: Callable[[Mapping[int, str]], object] = lambda failures: None,
+    heed: Heed = lambda failures: None,
 ) -> Iterator[Clips]:
     """The batches for these parts, in their order, whatever the number of workers; `heed` is told of failed clips."""
     work, options = _Load(clips, substitutes), clips.options
@@ -210,8 +211,8 @@ def training_batches(
     steps: range,
     rank: int,
     world: int,
+    heed: Heed,
     device: torch.device = CPU,
-    say: Callable[[str], object] = lambda line: None,
 ) -> Iterator[Clips]:
     """This process's micro-batches of these steps, on its device; an accelerator changes the colours itself."""
     if device.type != "cpu":
@@ -223,7 +224,6 @@ def training_batches(
         kinds[labelled].append(index)
     is_labelled = dict(zip(plan.indices, plan.labelled, strict=True))
     substitutes = Substitutes(kinds[True], kinds[False], is_labelled, plan.seed)
-    heed = Failures(len(plan.indices), clips.options.failing, say)
     return (on_device(batch, device) for batch in load(clips, parts, substitutes, heed))
 
 
