@@ -340,6 +340,19 @@ def test_a_run_from_videos_to_report(data: Path) -> None:
     assert tests[0].id not in (data.parent / "run" / "report.html").read_text()
 
 
+def test_a_file_that_goes_bad_after_the_look_is_replaced_and_told(data: Path, capsys: Capture) -> None:
+    run(data)
+    train = [clip for clip in open_for(recipe(data)).clips if clip.split == "train"]
+    Path(train[2].path).write_bytes(b"nothing")
+    small = ["train.steps=6", "train.batch=4", "student.size=16", "student.frames=4", "clips.failing=0.2"]
+    assert command.run("train", arguments(data, *small)) == 0
+    summary = json.loads((data.parent / "run" / "summary.json").read_text())
+    assert summary["replaced"] == [train[2].id]
+    said = capsys.readouterr().err
+    assert said.count("another clip takes its place") == 1
+    assert f"clip {train[2].id}: {train[2].path} is not a video that can be opened" in said
+
+
 def test_facts_survive_without_the_file(data: Path) -> None:
     """A manifest is opened from lists and index alone: no video is touched before its first frame is needed."""
     run(data)
