@@ -79,7 +79,9 @@ def guarded(job: Callable[[], object]) -> int:
         return 2
     except KeyboardInterrupt:
         if _first_process():
-            print("stopped; resume=true goes on from the last checkpoint", file=sys.stderr)
+            print(
+                "stopped; the same command goes on (a run with resume=true, from its last checkpoint)", file=sys.stderr
+            )
         return 130
     return 0
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from distill.clips.batches import evaluation_batches
+from distill.clips.batches import Heed, evaluation_batches, ignore
 from distill.clips.clipset import ClipSet
 from distill.objective.losses import pictures
 from distill.outputs import Clips, Student, StudentOutput
@@ -28,12 +28,19 @@ class Answers:
 
 
 @torch.no_grad()
-def collect(student: Student, clips: ClipSet, indices: Sequence[int], batch: int, accelerator: Accelerator) -> Answers:
+def collect(
+    student: Student,
+    clips: ClipSet,
+    indices: Sequence[int],
+    batch: int,
+    accelerator: Accelerator,
+    heed: Heed = ignore,
+) -> Answers:
     """The student's answers about these clips in the test views; every process does its share, all get all."""
     student.eval()
     rank, world = accelerator.process_index, accelerator.num_processes
     parts: list[list[torch.Tensor]] = []
-    for on_host in evaluation_batches(clips, indices, batch, rank, world):
+    for on_host in evaluation_batches(clips, indices, batch, heed, rank, world):
         given = on_host.to(accelerator.device)
         with accelerator.autocast():
             answer = student(student.spec.fit(given.frames), want=("reconstruction",)).float()
@@ -81,6 +88,7 @@ def top_shares(label: np.ndarray, logits: np.ndarray) -> Iterator[tuple[str, flo
     label, logits = label[known], logits[known]
     # Ties, and numbers that are not numbers, count against the student: one that always says the same scores nothing.
     better = (~(logits < logits[np.arange(len(label)), label][:, None])).sum(1) - 1
+    better[np.isnan(logits).any(1)] = logits.shape[1]
     yield "top1", float((better == 0).mean())
     if logits.shape[1] > 5:
         yield "top5", float((better < 5).mean())

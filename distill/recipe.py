@@ -117,11 +117,20 @@ def _dotlist(changes: Sequence[str]) -> DictConfig:
     tree: Any = OmegaConf.create()
     for change in changes:
         try:
-            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([change]))
+            key, _, value = change.partition("=")
+            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([f"{key}={_quoted(value)}"]))
         except (YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
             raise UserError(f"{COMMAND_LINE}: {change!r} cannot be read: {' '.join(str(error).split())}") from error
     assert isinstance(tree, DictConfig)
     return tree
+
+
+def _quoted(value: str) -> str:
+    """A value as YAML that means it: names of folders may look like comments, maps or lists, and are none."""
+    opening, closing = value[:1], value[-1:]
+    whole = (opening, closing) in (("[", "]"), ("{", "}"))
+    odd = " #" in value or (not whole and (": " in value or opening in ("[", "{")))
+    return "'" + value.replace("'", "''") + "'" if odd and opening not in ("'", '"') else value
 
 
 def _merge(layers: Sequence[Layer]) -> Recipe:

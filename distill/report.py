@@ -322,7 +322,7 @@ def _validation(runs: Sequence[Run], chance: float) -> Section | None:
 
 
 def maps(runs: Sequence[Run], classes: Sequence[str]) -> Section | None:
-    drawn = [run for run in runs if len(run.answers.label) >= 5 and 0 < run.answers.latent.std() < np.inf]
+    drawn = [run for run in runs if (~run.answers.failed).sum() >= 5 and 0 < run.answers.latent.std() < np.inf]
     if not drawn:
         return None
     label = drawn[0].answers.label

@@ -39,6 +39,7 @@ from distill.sync import sync_batch_norm
 from distill.teaching.store import CachedTeacher, output_shards
 from distill.teaching.teacher import Teacher, fingerprint, open_teacher, wants
 
+WRONG = "it counts as wrong"
 FILL = "distill cache with the same recipe and keys"
 
 
@@ -65,8 +66,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if objective.needs_teacher and recipe.teacher is None:
         raise UserError("the objective learns from a teacher, but the recipe has none; set teacher.name")
     held_out = clips.manifest.of("test")
-    if not held_out:
-        raise UserError("the data source has no test clips, so nothing could be said about the student")
+    if all(clips.manifest.clips[index].broken for index in held_out):
+        why = "none of the test clips can be read (distill clips says why)" if held_out else "there are no test clips"
+        raise UserError(f"{why}, so nothing could be said about the student")
     require_cache(recipe, clips, objective)
     torch.manual_seed(number(recipe.seed, "weights"))
     student = build_student(recipe.student, len(clips.manifest.classes))
@@ -74,15 +76,14 @@ def train(recipe: Recipe) -> dict[str, Any]:
     plan = make_plan(recipe, clips, accelerator)
     steps = range(loop.done, recipe.train.steps)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    failures = Failures(len(plan.indices), recipe.clips.failing, talk.warn)
+    most = recipe.clips.failing * len(plan.indices) / world
+    failures = Failures(talk.warn, "another clip takes its place", most)
     loop.fit(training_batches(clips, plan, steps, rank, world, failures, device))
     loop.log.close()
     replaced = sorted({clips.manifest.clips[index].id for index in gather_object(list(failures.found))})
 
-    answers = collect(student, clips, held_out, recipe.train.batch, accelerator)
+    answers = collect(student, clips, held_out, recipe.train.batch, accelerator, Failures(talk.warn, WRONG))
     failed = [clips.manifest.clips[index].id for index in answers.index[answers.failed]]
-    if failed:
-        talk.say(f"{len(failed)} test clips cannot be read and count as wrong: {', '.join(failed)}")
     seconds = round(time.monotonic() - started, 1)
     summary: dict[str, Any] = {"steps": loop.done, "seconds": seconds, "test": evaluate(answers)}
     summary |= {name: ids for name, ids in (("replaced", replaced), ("unreadable", failed)) if ids}
@@ -106,7 +107,7 @@ def make_loop(
     learner.to(accelerator.device)
     optimizer = make_optimizer(learner, recipe.optim)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    run, val = Path(recipe.out), clips.manifest.of("val")
+    run, val, wrong = Path(recipe.out), clips.manifest.of("val"), Failures(talk.warn, WRONG)
     state = newest_checkpoint(run)
     loop = Loop(
         learner=wrapped,
@@ -120,7 +121,7 @@ def make_loop(
         run=run,
         log=RunLog(run, state["step"] if state else 0, accelerator.is_main_process),
         talk=talk,
-        validate=lambda: evaluate(collect(student, clips, val, recipe.train.batch, accelerator)) if val else {},
+        validate=lambda: evaluate(collect(student, clips, val, recipe.train.batch, accelerator, wrong)) if val else {},
     )
     if state:
         loop.restore(state)
@@ -189,7 +190,7 @@ def require_cache(recipe: Recipe, clips: ClipSet, objective: Objective) -> None:
     """Say at once, not at step 700, what the cache lacks."""
     views = range(1, recipe.clips.views.count + 1)
     require_frames(clips, clips.training(), views)
-    require_frames(clips, clips.manifest.of("val") + clips.manifest.of("test"), [0])
+    require_frames(clips.for_tests(), clips.manifest.of("val") + clips.manifest.of("test"), [0])
     if objective.needs_teacher and recipe.cache.outputs:
         cached_outputs(recipe, clips).require(clips.training(), views, FILL)
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from videos import cut_without_decoding, flip_bits, pictures, turn, write, write_sound
 
-from distill.clips import decoders, sampling
+from distill.clips import decoders, looking, sampling
 from distill.clips.decode import count_frames, read_frames
 from distill.clips.decode import pictures as one_by_one
 from distill.clips.facts import Facts
@@ -175,6 +176,41 @@ def test_impossible_frame_numbers_are_refused(wanted: list[int], made: Made) -> 
 def test_a_frame_behind_the_end_is_refused(made: Made) -> None:
     with pytest.raises(BrokenFileError, match="has no frame 60"):
         read_frames(made("b_frames.mp4"), [3, 60])
+
+
+def test_a_stream_that_changes_its_size_keeps_that_of_its_first_frame(tmp_path: Path) -> None:
+    whole = tmp_path / "both.h264"
+    halves = [write(tmp_path / f"{side}.h264", pictures(20, side, 48), options={"bf": "0"}) for side in (64, 96)]
+    whole.write_bytes(b"".join(half.read_bytes() for half in halves))
+    path = tmp_path / "resized.mkv"
+    with av.open(str(whole)) as given, av.open(str(path), "w") as out:
+        copy = out.add_stream_from_template(given.streams.video[0])
+        for number, packet in enumerate(packet for packet in given.demux(video=0) if packet.size):
+            packet.stream, packet.time_base = copy, Fraction(1, 25)
+            packet.pts, packet.dts, packet.duration = number, number, 1
+            out.mux(packet)
+    facts, frames = look(path), read_frames(path)
+    assert frames.shape == (40, 48, 64, 3)
+    assert facts.timestamps
+    for wanted in ([30], [3, 30], [39, 0]):
+        assert np.array_equal(read_frames(path, wanted, facts=facts), frames[wanted])
+        assert np.array_equal(read_frames(path, wanted, "decord", facts), frames[wanted])
+
+
+def test_seconds_of_a_file_whose_rate_varies(tmp_path: Path) -> None:
+    """Ten frames a second for two seconds, then twenty-five."""
+    times = [5 * n // 2 for n in range(20)] + [50 + n for n in range(40)]
+    facts = look(write(tmp_path / "varies.mp4", FRAMES, times=times))
+    assert len(facts.times) == 60
+    assert facts.span(2, None) == range(20, 60)
+    assert facts.span(0, 2) == range(20)
+    assert facts.span(2.4, 2.8) == range(30, 40)
+    assert look(write(tmp_path / "even.mp4", FRAMES)).times == ()
+
+
+def test_a_palette_is_no_picture() -> None:
+    """Its plane has no lines; a look must not stumble over it."""
+    assert isinstance(looking._sum(av.VideoFrame(8, 8, "pal8")), int)
 
 
 def test_clips_that_are_in_one_stream_of_two(made: Made) -> None:

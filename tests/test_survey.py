@@ -20,8 +20,8 @@ from distill import command, plugins
 from distill.clips import survey
 from distill.clips.clipset import ClipOptions, file_index, list_clips, open_clips, open_manifest, with_facts
 from distill.clips.decode import read_frames
-from distill.clips.facts import Facts
-from distill.clips.index import Entry, Index, stamp
+from distill.clips.facts import Facts, stamp
+from distill.clips.index import Index
 from distill.clips.looking import look
 from distill.clips.manifest import Clip, Manifest
 from distill.clips.prepare import Copies, fitted
@@ -155,7 +155,7 @@ def test_a_killed_look_goes_on_where_it_was(data: Path) -> None:
             text = index.path.read_text()
             index.path.write_text(text[: max(0, len(text) - int(chance.integers(40)))])
         before = index.read()
-        assert all(entry.facts.frames == 40 for entry in before.values())
+        assert all(facts.frames == 40 for facts in before.values())
     run(data)
     assert len(index.read()) == 14
     assert all(clip.facts and clip.facts.frames == 40 for clip in open_for(recipe(data)).clips)
@@ -164,16 +164,26 @@ def test_a_killed_look_goes_on_where_it_was(data: Path) -> None:
 def test_the_index_keeps_everything(tmp_path: Path) -> None:
     index = Index(tmp_path / "sub" / "index.jsonl")
     assert index.read() == {}
-    facts = Facts(frames=3, fps=29.97, avoid={"decord": "is slow"}, trouble='odd "quotes" and ž')
+    facts = Facts(frames=3, fps=29.97, avoid={"decord": "is slow"}, times=(0.0, 0.5, 0.6), trouble='odd "quotes", ž')
     with index.adding() as add:
-        add("a", Entry("/x/a", "1-2", Facts()))
-        add("a", Entry("/x/a", "1-3", facts))
-    index.path.write_text(index.path.read_text() + '{"key": "b", "path": "/x')
+        add("/x/a", Facts())
+        add("/x/a", facts)
+    with index.path.open("ab") as stream:
+        stream.write(b'\xff\xfe\x00 noise\n{"path": "/x')
     with index.adding() as add:
-        add("c\udce9", Entry("/x/c", "", Facts(frames=1)))
-    assert set(index.read()) == {"a", "c\udce9"}
-    assert index.read()["a"] == Entry("/x/a", "1-3", facts)
-    assert stamp(str(index.path)) != stamp(str(tmp_path / "missing")) == ""
+        add("c\udce9", Facts(frames=1))
+    assert set(index.read()) == {"/x/a", "c\udce9"}
+    assert index.read()["/x/a"] == facts
+
+
+def test_the_state_of_files_and_folders(tmp_path: Path) -> None:
+    assert stamp(str(tmp_path / "missing")) == ""
+    (tmp_path / "a").write_text("a")
+    first = stamp(str(tmp_path)), stamp(str(tmp_path / "a"))
+    (tmp_path / "a").write_text("b")  # in place: the folder itself does not change
+    os.utime(tmp_path / "a", (5e9, 5e9))
+    assert stamp(str(tmp_path)) != first[0]
+    assert stamp(str(tmp_path / "a")) != first[1]
 
 
 # ---------------------------------------------------------------- copies
@@ -227,10 +237,10 @@ def test_a_copy_holds_its_clip_s_span_only(tmp_path: Path) -> None:
     clip = Clip("a/../b", str(path), 0, "train", start=0.4, end=1.0, facts=look(path))
     copies = Copies(tmp_path, "raw", 64)
     facts = copies.make(clip)
-    assert copies.path(clip).is_relative_to(copies.folder)
-    assert ".." not in str(copies.path(clip))
+    path_of_copy = copies.folder / copies.name(clip)
+    assert ".." not in str(path_of_copy)
     assert facts.frames == len(clip.span) == 15
-    assert np.array_equal(read_frames(copies.path(clip)), read_frames(path, clip.span))
+    assert np.array_equal(read_frames(path_of_copy), read_frames(path, clip.span))
 
 
 def test_copies_are_made_once_and_again_when_the_file_changes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +258,55 @@ def test_copies_are_made_once_and_again_when_the_file_changes(data: Path, monkey
     run(data, "prepare=true", "clips.workers=0")
     assert made[14:] == ["clap/3.mp4"]
     open_for(recipe(data, "clips.prepare=true"))
+
+
+def test_copies_that_were_deleted_are_made_again(data: Path) -> None:
+    run(data, "prepare=true", "clips.workers=0")
+    made = recipe(data, "clips.prepare=true")
+    gone = [Path(clip.path) for clip in open_for(made).clips[:3]]
+    for path in gone:
+        path.unlink()
+    run(data, "prepare=true", "clips.workers=0")
+    assert all(path.exists() for path in gone)
+
+
+def test_clips_of_one_name_have_copies_of_their_own(tmp_path: Path) -> None:
+    """Of one data set and of two: `..` is written otherwise, and another folder may have the same names."""
+    copies, made = Copies(tmp_path, "raw", 32), set()
+    for number, name in enumerate(("a..b", "a__b", "a..b")):
+        path = write(tmp_path / f"{number}.mp4", pictures(4, seed=number))
+        clip = Clip(name, str(path), 0, "train", facts=look(path))
+        assert copies.make(clip).frames == 4
+        made.add(copies.name(clip))
+    assert len(made) == 3
+    assert all((copies.folder / name).exists() for name in made)
+
+
+def test_a_full_disk_stops_the_job_and_condemns_no_clip(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Copies, "_write", full)
+    assert command.run("clips", arguments(data, "prepare=true", "clips.workers=0")) == 2
+    monkeypatch.undo()
+    run(data, "prepare=true", "clips.workers=0")
+    assert not any(clip.broken for clip in open_for(recipe(data, "clips.prepare=true")).clips)
+
+
+def test_a_disk_that_failed_is_asked_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill.clips import looking
+
+    def fails(path: object) -> Facts:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(looking, "_look", fails)
+    run(data, "clips.workers=0")
+    assert all(clip.broken for clip in with_facts(*listed(recipe(data))).clips)
+    monkeypatch.undo()
+    run(data, "clips.workers=0")
+    assert not any(clip.broken for clip in open_for(recipe(data)).clips)
 
 
 def test_sizes_of_copies() -> None:
@@ -340,17 +399,28 @@ def test_a_run_from_videos_to_report(data: Path) -> None:
     assert tests[0].id not in (data.parent / "run" / "report.html").read_text()
 
 
+def test_a_test_split_that_cannot_be_read_is_refused_before_the_first_step(data: Path, capsys: Capture) -> None:
+    for clip in list_clips(recipe(data).clips).clips:
+        if clip.split == "test":
+            Path(clip.path).write_bytes(b"nothing")
+    run(data)
+    assert command.run("train", arguments(data)) == 2
+    assert "none of the test clips can be read" in capsys.readouterr().err
+
+
 def test_a_file_that_goes_bad_after_the_look_is_replaced_and_told(data: Path, capsys: Capture) -> None:
     run(data)
     train = [clip for clip in open_for(recipe(data)).clips if clip.split == "train"]
     Path(train[2].path).write_bytes(b"nothing")
     small = ["train.steps=6", "train.batch=4", "student.size=16", "student.frames=4", "clips.failing=0.2"]
+    assert command.run("cache", arguments(data, *small, "cache.frames=true")) == 2
+    assert "run distill clips with the same recipe and keys, then this job again" in capsys.readouterr().err
     assert command.run("train", arguments(data, *small)) == 0
     summary = json.loads((data.parent / "run" / "summary.json").read_text())
     assert summary["replaced"] == [train[2].id]
     said = capsys.readouterr().err
     assert said.count("another clip takes its place") == 1
-    assert f"clip {train[2].id}: {train[2].path} is not a video that can be opened" in said
+    assert f"clip {train[2].id}: {train[2].path} changed since distill clips looked at it" in said
 
 
 def test_facts_survive_without_the_file(data: Path) -> None:

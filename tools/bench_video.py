@@ -140,7 +140,7 @@ def compare(clip: Clip, folder: Path, talk: Talk) -> Clip:
     copies = {}
     for form in ("video", "jpeg", "raw"):
         maker = Copies(folder, form, 224)
-        copies[form] = replace(clip, path=str(maker.path(clip)), facts=maker.make(clip))
+        copies[form] = replace(clip, path=str(maker.folder / maker.name(clip)), facts=maker.make(clip))
     clips = clip_set(clip)
     shards = frame_shards(folder, clips.manifest, VIEWS, SPEC)
     shards.commit(0, 1, {"frames": clips.frames.get(0, [1])})

@@ -4,6 +4,7 @@ with other workers and a run with more processes see the same batches."""
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,12 @@ from distill.randomness import generator, number
 
 CPU = torch.device("cpu")
 Heed = Callable[[Mapping[int, str]], object]  # is told of clips that failed: index and why
+
+
+def ignore(failures: Mapping[int, str]) -> None:
+    """For callers that find the failed clips marked in their batches."""
+
+
 TURNS = 8  # clips that are tried in place of one that failed
 
 
@@ -167,7 +174,7 @@ def load(
     clips: ClipSet,
     parts: Iterable[Part],
     substitutes: Substitutes | None = None,
-    heed: Heed = lambda failures: None,
+    heed: Heed = ignore,
 ) -> Iterator[Clips]:
     """The batches for these parts, in their order, whatever the number of workers; `heed` is told of failed clips."""
     work, options = _Load(clips, substitutes), clips.options
@@ -178,20 +185,20 @@ def load(
 
 
 class Failures:
-    """Counts the training clips that could not be read, says so, and stops when they are too many."""
+    """Says of each clip that could not be read what that means, once; stops when more than `most` have failed."""
 
-    def __init__(self, total: int, share: float, say: Callable[[str], object]) -> None:
-        self.total, self.share, self.say = total, share, say
+    def __init__(self, say: Callable[[str], object], means: str, most: float = math.inf) -> None:
+        self.say, self.means, self.most = say, means, most
         self.found: dict[int, str] = {}
 
     def __call__(self, failures: Mapping[int, str]) -> None:
         new = {index: why for index, why in failures.items() if index not in self.found}
         self.found |= new
         for why in new.values():
-            self.say(f"{why}; another clip takes its place")
-        if len(self.found) > self.share * self.total:
+            self.say(f"{why}; {self.means}")
+        if len(self.found) > self.most:
             raise UserError(
-                f"{len(self.found)} of {self.total} training clips cannot be read (last {list(new.values())[-1]}); "
+                f"{len(self.found)} training clips cannot be read (last {list(new.values())[-1]}); "
                 "run distill clips to see which, or allow more with clips.failing"
             )
 
@@ -228,11 +235,12 @@ def training_batches(
 
 
 def evaluation_batches(
-    clips: ClipSet, indices: Sequence[int], batch: int, rank: int = 0, world: int = 1
+    clips: ClipSet, indices: Sequence[int], batch: int, heed: Heed = ignore, rank: int = 0, world: int = 1
 ) -> Iterator[Clips]:
     """This process's share of these clips, each once in every test view. A clip that fails is marked, not replaced."""
     shown = views.test_views(clips.options.views)
     mine = indices[rank::world] or indices[:1]  # a process without a share does one clip over again
     size = max(1, batch // len(shown))
     chunks = (mine[at : at + size] for at in range(0, len(mine), size))
-    return load(clips.for_tests(), (Part(chunk, shown, np.ones(len(chunk), np.float32)) for chunk in chunks))
+    parts = (Part(chunk, shown, np.ones(len(chunk), np.float32)) for chunk in chunks)
+    return load(clips.for_tests(), parts, None, heed)

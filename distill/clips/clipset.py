@@ -150,11 +150,9 @@ def file_index(cache: Path, options: ClipOptions) -> Index:
 
 def with_facts(manifest: Manifest, index: Index) -> Manifest:
     """The same clips with what the index knows of their files."""
-    entries = index.read()
+    known = index.read()
     return manifest.with_clips(
-        replace(clip, facts=_of_span(clip, entries[clip.path].facts))
-        if clip.facts is None and clip.path in entries
-        else clip
+        replace(clip, facts=_of_span(clip, known[clip.path])) if clip.facts is None and clip.path in known else clip
         for clip in manifest.clips
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from distill.clips import decoders
 from distill.clips.facts import Facts
 from distill.clips.looking import look
-from distill.clips.pictures import PACKED, listed, read_folder, read_packed
+from distill.clips.pictures import PACKED, listed, packed_frames, read_folder, read_packed
 from distill.clips.video import BrokenFileError, Film, Painter, read_in_order, read_skipping, skip_to
 
 
@@ -22,7 +22,7 @@ def count_frames(path: str | Path) -> int:
     if Path(path).is_dir():
         return len(listed(path))
     if Path(path).suffix == PACKED:
-        return len(read_packed(path, None))
+        return packed_frames(path)
     with Film(path) as film:
         return sum(1 for _ in film.frames())
 
@@ -75,7 +75,8 @@ def _read(path: str | Path, wanted: list[int] | None, decoder: str, facts: Facts
 def pictures(path: str | Path, span: range, facts: Facts) -> Iterator[np.ndarray]:
     """Frames in a row, one at a time: uint8 [H,W,3]."""
     if Path(path).is_dir() or Path(path).suffix == PACKED:
-        yield from read_frames(path, span)
+        for number in span:
+            yield read_frames(path, [number])[0]
         return
     paint = Painter()
     with Film(path) as film:

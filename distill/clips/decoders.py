@@ -37,6 +37,7 @@ class Traits:
     reordered: bool = False  # pictures are decoded in another order than they are shown in
     hidden: bool = False  # an edit list leaves pictures out
     leading: bool = False  # pictures that are shown before the keyframe they come after
+    resized: bool = False  # pictures of several sizes
     unsafe: bool = False  # decoding from a keyframe gives other pictures than decoding from the start
 
 
@@ -53,12 +54,14 @@ TROUBLE: Mapping[str, Mapping[str, Callable[[Traits], bool]]] = MappingProxyType
             "starts at keyframes that are no clean start": lambda file: file.leading or file.unsafe,
             "cannot turn pictures of every size": lambda file: file.turned,
             "cannot copy very small pictures": lambda file: file.narrowest < 16,
+            "cannot hold pictures of several sizes": lambda file: file.resized,
         },
         "torchcodec": {
             "is off by one or two frames in AVI files": lambda file: file.container == "avi",
             "repeats frames of MPEG transport streams": lambda file: file.container == "mpegts",
             "takes another video stream than the first": lambda file: file.streams > 1,
             "starts at keyframes that are no clean start": lambda file: file.unsafe,
+            "cannot hold pictures of several sizes": lambda file: file.resized,
         },
     }
 )

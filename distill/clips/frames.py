@@ -11,6 +11,7 @@ import numpy as np
 
 from distill.clips import views
 from distill.clips.decode import read_each
+from distill.clips.facts import stamp
 from distill.clips.manifest import Manifest
 from distill.clips.video import BrokenFileError
 from distill.clips.workers import note
@@ -22,7 +23,10 @@ SHARD_BYTES = 32 << 20  # of frames that one view of a shard holds, so that a ca
 
 
 class ClipError(UserError):
-    """A clip that gives no frames; says which, where its file is, and why."""
+    """A clip that gives no frames; says which, where its file is, and why, in one line whatever the names."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
 
 
 class Frames(Protocol):
@@ -56,6 +60,8 @@ class DecodedFrames:
             raise ClipError(f"clip {clip.id} has not been looked at ({clip.path}); run distill clips first")
         if clip.broken:
             raise ClipError(f"clip {clip.id}: {clip.path} {clip.facts.trouble}")
+        if clip.facts.stamp and stamp(clip.path) != clip.facts.stamp:
+            raise ClipError(f"clip {clip.id}: {clip.path} changed since distill clips looked at it")
         span, drawn = clip.span, [views.draw(self.options, clip.id, number) for number in numbers]
         window = max(spec.frames for spec in specs) * self.options.stride
         places = [

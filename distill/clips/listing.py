@@ -30,7 +30,7 @@ def wrong(path: Path, line: int, what: str) -> UserError:
 
 def the_folder(path: str, option: str) -> Path:
     """The folder that an option names, as an absolute path."""
-    found = Path(path).expanduser().absolute()
+    found = Path(os.path.normpath(Path(path).expanduser().absolute()))  # the index knows files by their path
     if not path or not found.is_dir():
         raise UserError(f"clips.source.{option} names {found}, which is no folder; say where it lies")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,33 +13,45 @@ import av
 import numpy as np
 
 from distill.clips.decoders import Traits, trouble
-from distill.clips.facts import Facts
-from distill.clips.pictures import PACKED, listed, read_folder, read_packed
+from distill.clips.facts import Facts, stamp
+from distill.clips.pictures import PACKED, each_picture, listed
 from distill.clips.video import BrokenFileError, Film
 
 # Codecs whose pictures can be skipped by their timestamps; AV1 shows pictures that no packet of its own holds, and the
 # first pictures after an HEVC keyframe may be built on what came before it.
+LARGEST = 256 << 20  # bytes; skipping holds a file's packets in memory
 SKIPPING = ("h264", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4")
 
 
 def look(path: str | Path) -> Facts:
     """Everything there is to know of a file. A broken one is a fact too, never an exception."""
+    state = stamp(str(path))
     try:
-        if Path(path).is_dir():
-            files = [Path(path, name) for name in listed(path)]
-            return _look_at_pictures(read_folder(path, None), files, "pictures")
-        if Path(path).suffix == PACKED:
-            return _look_at_pictures(read_packed(path, None), [Path(path)], "packed")
-        return _look_at_video(path)
-    except (BrokenFileError, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Facts(trouble=" ".join(why.split()))
+        facts = _look(path)
+    except OSError as error:  # a disk that fails, a network that is away: the next look may find otherwise
+        return Facts(trouble=error.strerror or str(error))
+    except BrokenFileError as error:
+        facts = Facts(trouble=str(error))
+    except Exception as error:  # whatever a library makes of it: one odd file must not end a look at 240,000
+        facts = Facts(trouble=f"cannot be looked at ({type(error).__name__}: {error})")
+    return replace(facts, trouble=" ".join(facts.trouble.split()), stamp=state)
 
 
-def _look_at_pictures(frames: Mapping[int, np.ndarray], files: Sequence[Path], container: str) -> Facts:
-    height, width = frames[0].shape[:2]
+def _look(path: str | Path) -> Facts:
+    if Path(path).is_dir():
+        return _look_at_pictures(path, [Path(path, name) for name in listed(path)], "pictures")
+    if Path(path).suffix == PACKED:
+        return _look_at_pictures(path, [Path(path)], "packed")
+    return _look_at_video(path)
+
+
+def _look_at_pictures(path: str | Path, files: Sequence[Path], container: str) -> Facts:
+    shapes = [picture.shape for picture in each_picture(path)]
+    if len(set(shapes)) > 1:
+        raise BrokenFileError("has pictures of several sizes")
+    height, width = shapes[0][:2]
     size = sum(file.stat().st_size for file in files)
-    return Facts(frames=len(frames), width=width, height=height, container=container, bytes=size, digest=_digest(files))
+    return Facts(frames=len(shapes), width=width, height=height, container=container, bytes=size, digest=_digest(files))
 
 
 def _look_at_video(path: str | Path) -> Facts:
@@ -54,6 +66,7 @@ def _look_at_video(path: str | Path) -> Facts:
         facts = Facts(
             frames=len(seen.sums),
             fps=_rate(film, seen.times if seen.timestamps else []),
+            times=_uneven(film, seen.times) if seen.timestamps else (),
             width=width,
             height=height,
             rotation=seen.rotation,
@@ -75,8 +88,9 @@ def _look_at_video(path: str | Path) -> Facts:
             reordered=film.decoder.has_b_frames,
             hidden=seen.hidden > 0,
             leading=seen.leading,
+            resized=len(seen.sizes) > 1,
         )
-    tried = _may_skip(facts)
+    tried = _may_skip(facts) and not traits.resized
     skips = tried and _skips(path, seen)
     return replace(facts, skips=skips, avoid=trouble(replace(traits, unsafe=tried and not skips)))
 
@@ -88,6 +102,7 @@ class _Seen:
     times: list[int] = field(default_factory=list)  # of the frames that have one
     sums: list[int] = field(default_factory=list)  # a checksum of every frame
     size: tuple[int, int] = (0, 0)  # of the first frame, as it is stored
+    sizes: set[tuple[int, int]] = field(default_factory=set)  # of all frames
     rotation: int = 0
     keyframes: int = 0
     hidden: int = 0  # packets whose picture is never shown
@@ -112,6 +127,7 @@ def _decode_all(film: Film) -> _Seen:
         for frame in film.decode(packet):
             if not seen.sums:
                 seen.size, seen.rotation = (frame.width, frame.height), frame.rotation
+            seen.sizes.add((frame.width, frame.height))
             if frame.pts is not None:
                 seen.times.append(frame.pts)
             seen.sums.append(_sum(frame))
@@ -128,8 +144,17 @@ def _rate(film: Film, times: Sequence[int]) -> float:
     return round(float(rate), 4) if rate else 0.0
 
 
+def _uneven(film: Film, times: Sequence[int]) -> tuple[float, ...]:
+    """The seconds of the frames where they are not evenly spaced, nothing where they are."""
+    seconds = (np.array(times) - times[0]) * float(film.stream.time_base or 0)
+    even = np.linspace(0, seconds[-1], len(seconds))
+    step = seconds[-1] / max(1, len(seconds) - 1)
+    return tuple(np.round(seconds, 4).tolist()) if np.abs(seconds - even).max() > step / 2 else ()
+
+
 def _may_skip(facts: Facts) -> bool:
-    return facts.codec in SKIPPING and facts.container != "avi" and not facts.lost and facts.timestamps
+    plain = facts.codec in SKIPPING and facts.container != "avi" and facts.bytes < LARGEST
+    return plain and facts.timestamps and not facts.lost
 
 
 def _skips(path: str | Path, seen: _Seen) -> bool:
@@ -163,13 +188,17 @@ def _sum(frame: av.VideoFrame) -> int:
     total = 0
     for plane in frame.planes:
         wide = plane.width * -(-frame.format.components[0].bits // 8)
-        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
-        total = zlib.crc32(lines[:, :wide].tobytes(), total)
+        data = np.frombuffer(memoryview(plane), np.uint8)
+        if plane.line_size and data.size == plane.height * plane.line_size:  # a palette is a plane without lines
+            data = data.reshape(plane.height, plane.line_size)[:, :wide]
+        total = zlib.crc32(data.tobytes(), total)
     return total
 
 
 def _digest(files: Sequence[Path]) -> str:
     summed = hashlib.blake2b(digest_size=8)
     for file in files:
-        summed.update(file.read_bytes())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                summed.update(block)
     return summed.hexdigest()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -35,6 +35,14 @@ def listed(folder: str | Path) -> list[str]:
     return sorted(names, key=lambda name: ([int(run) for run in _digits(name)], name))
 
 
+def each_picture(path: str | Path) -> Iterator[np.ndarray]:
+    """Every frame of a folder of pictures or a packed file, one at a time."""
+    folder = Path(path).is_dir()
+    count = len(listed(path)) if folder else packed_frames(path)
+    for number in range(count):
+        yield from (read_folder if folder else read_packed)(path, [number]).values()
+
+
 def _digits(name: str) -> list[str]:
     return "".join(c if c.isdigit() and c.isascii() else " " for c in name).split()
 
@@ -49,7 +57,7 @@ def read_folder(folder: str | Path, wanted: Sequence[int] | None) -> dict[int, n
 def _decode(source: Path | io.BytesIO) -> np.ndarray:
     try:
         with Image.open(source) as picture:
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except (FileNotFoundError, PermissionError):
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -86,6 +94,15 @@ def read_packed(path: str | Path, wanted: Sequence[int] | None) -> dict[int, np.
                 number: _decode(io.BytesIO(data[ends[number - 1] if number else 0 : ends[number]].tobytes()))
                 for number in _within(wanted, len(ends))
             }
+    except SafetensorError as error:
+        raise BrokenFileError(f"is not a packed clip that can be read ({error})") from error
+
+
+def packed_frames(path: str | Path) -> int:
+    """How many frames a packed file holds."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return int(file.get_slice("frames" if "frames" in file.keys() else "ends").get_shape()[0])  # noqa: SIM118
     except SafetensorError as error:
         raise BrokenFileError(f"is not a packed clip that can be read ({error})") from error
 

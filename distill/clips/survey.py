@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.clips.clipset import ClipOptions, file_index, list_clips, with_facts
-from distill.clips.facts import Facts
-from distill.clips.index import Entry, Index, stamp
+from distill.clips.facts import Facts, stamp
+from distill.clips.index import Index
 from distill.clips.looking import look
 from distill.clips.manifest import SPLITS, Clip, Manifest
 from distill.clips.prepare import Copies, fitted
@@ -51,28 +51,30 @@ def look_at_files(manifest: Manifest, index: Index, options: ClipOptions, talk: 
     known = index.read()
     # Several clips may be spans of one file.
     files = list(dict.fromkeys(clip.path for clip in manifest.clips if clip.facts is None))
-    stamps = {path: stamp(path) for path in files}
-    todo = [place for place, path in enumerate(files) if path not in known or known[path].stamp != stamps[path]]
+    todo = [place for place, path in enumerate(files) if path not in known or known[path].stamp != stamp(path)]
     if not todo:
         talk.say(f"look: nothing is new in {len(files)} files")
         return
     with index.adding() as add, talk.track("look", len(files), len(files) - len(todo)) as track:
         for place, facts in work_through(_Look(files), todo, options, files.__getitem__):
             path = files[place]
-            add(path, Entry(path, stamps[path], facts))
+            add(path, facts)
             track.advance(1, f"{Path(path).name} {facts.trouble}" if facts.trouble else "")
 
 
 def make_copies(manifest: Manifest, copies: Copies, options: ClipOptions, talk: Talk) -> None:
     clips, todo = manifest.clips, copies.lacking(manifest)
     total = sum(not clip.broken for clip in clips)
+    if not todo:
+        talk.say(f"prepare: nothing is new in {total} copies")
+        return
     failed = []
     with copies.index.adding() as add, talk.track("prepare", total, total - len(todo)) as track:
         for place, facts in work_through(_Copy(copies, clips), todo, options, lambda place: clips[place].path):
-            add(clips[place].id, copies.entry(clips[place], facts))
+            add(copies.name(clips[place]), facts)
             failed += [f"{clips[place].path} {facts.trouble}"] if facts.trouble else []
             track.advance(1, failed[-1] if facts.trouble else "")
-    made = sum(entry.facts.bytes for entry in copies.index.read().values())
+    made = sum(facts.bytes for facts in copies.index.read().values())
     before = sum({clip.path: clip.facts.bytes for clip in clips if clip.facts}.values())
     talk.say(f"copies: {copies.folder}  {_size(made)}, where the files are {_size(before)}")
     _name_some(talk, "could not be prepared", failed)
@@ -109,7 +111,8 @@ def work_through(
             if stuck.clip not in left:
                 raise
             left.remove(stuck.clip)
-            yield stuck.clip, Facts(trouble=f"hangs or kills its reader ({str(stuck).partition(' while')[0]})")
+            why = f"hangs or kills its reader ({str(stuck).partition(' while')[0]})"
+            yield stuck.clip, Facts(trouble=why, stamp="to be looked at again")
 
 
 def summarise(manifest: Manifest, index: Index, options: ClipOptions, talk: Talk) -> None:

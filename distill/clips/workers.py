@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +35,7 @@ class StuckError(UserError):
 
 
 class _Notes:
-    """What each worker is at: [workers, 2] of the clip's number and since when."""
+    """What each worker is at: [workers, 3] of the clip's number, since when, and the worker's process."""
 
     own: Tensor | None = None  # in a worker: its row
 
@@ -62,6 +64,8 @@ class _Work(Dataset[Any]):
         _keep_memory()
         worker = get_worker_info()
         _Notes.own = self.notes[worker.id] if worker else None
+        if _Notes.own is not None:
+            _Notes.own[2] = os.getpid()
         done = self.work(key)
         note(-1)
         return done
@@ -79,7 +83,7 @@ def spread(
 
     After `seconds` without a result it raises StuckError, with what `name` says of the clip that was noted last.
     """
-    notes = torch.full((max(1, workers), 2), -1.0, dtype=torch.float64)
+    notes = torch.full((max(1, workers), 3), -1.0, dtype=torch.float64)
     notes.share_memory_()  # type: ignore[no-untyped-call]
     loader: DataLoader[Any] = DataLoader(
         _Work(work, notes),
@@ -95,13 +99,14 @@ def spread(
         timed_out = "timed out" in str(error)
         if not (timed_out or "exited unexpectedly" in str(error)):
             raise
-        clip = _oldest(notes)
+        dead = {int(pid) for pid in re.findall(r"\d+", str(error).partition("pid(s)")[2].partition(")")[0])}
+        clip = _oldest(notes[[int(pid) in dead for pid in notes[:, 2]]] if dead else notes)
         where = name(clip) if clip >= 0 else "no clip in particular"
         how = f"nothing came for {seconds:g} s" if timed_out else "a worker died"
         raise StuckError(clip, f"{how} while reading {where}") from error
 
 
 def _oldest(notes: Tensor) -> int:
-    """The clip that a worker has been at for the longest time."""
+    """The clip that one of these workers has been at for the longest time."""
     busy = notes[notes[:, 0] >= 0]
     return int(busy[busy[:, 1].argmin(), 0]) if len(busy) else -1

@@ -35,12 +35,14 @@ def probe(recipe: Recipe) -> dict[str, dict[str, Any]]:
     labelled = replace(recipe.clips, labelled=recipe.probe.labelled)
     clips = see_clips(replace(recipe, clips=labelled), accelerator)
     wanted = {split: _labelled(clips.manifest, split) for split in SPLITS}
-    require_frames(clips, list(chain.from_iterable(wanted.values())), [0])
+    require_frames(clips.for_tests(), list(chain.from_iterable(wanted.values())), [0])
     data = {}
     for split, labelled_clips in wanted.items():
         if not labelled_clips:
             raise UserError(f"the probe needs labelled clips in the split {split!r}, and the data set has none")
         answers = collect(student, clips, labelled_clips, recipe.train.batch, accelerator)
+        if answers.failed.all():
+            raise UserError(f"none of the clips in the split {split!r} can be read; run distill clips to see why")
         data[split] = (answers.latent[~answers.failed], answers.label[~answers.failed])
     readable = float((~answers.failed).mean())  # of the test split, the last one; what cannot be read counts as wrong
     found = {}

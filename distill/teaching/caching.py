@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from distill.clips.clipset import ClipSet
-from distill.clips.frames import DecodedFrames, Frames, StoredFrames, blank, frame_bytes
+from distill.clips.frames import ClipError, DecodedFrames, Frames, StoredFrames, blank, frame_bytes
 from distill.clips.manifest import Manifest
 from distill.clips.workers import spread
 from distill.errors import UserError
@@ -164,5 +164,9 @@ class _Views:
 
     def __call__(self, key: tuple[int, list[int]]) -> torch.Tensor:
         index, numbers = key
-        broken = self.manifest.clips[index].broken
-        return torch.from_numpy(blank(len(numbers), self.spec) if broken else self.frames.get(index, numbers))
+        if self.manifest.clips[index].broken:
+            return torch.from_numpy(blank(len(numbers), self.spec))
+        try:
+            return torch.from_numpy(self.frames.get(index, numbers))
+        except ClipError as error:
+            raise UserError(f"{error}; run distill clips with the same recipe and keys, then this job again") from error
