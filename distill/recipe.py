@@ -126,11 +126,9 @@ def _dotlist(changes: Sequence[str]) -> DictConfig:
 
 
 def _quoted(value: str) -> str:
-    """A value as YAML that means it: names of folders may look like comments, maps or lists, and are none."""
-    opening, closing = value[:1], value[-1:]
-    whole = (opening, closing) in (("[", "]"), ("{", "}"))
-    odd = " #" in value or (not whole and (": " in value or opening in ("[", "{")))
-    return "'" + value.replace("'", "''") + "'" if odd and opening not in ("'", '"') else value
+    """A value as YAML that means it: the name of a folder may look like a comment or a map, and is none."""
+    odd = (" #" in value or ": " in value) and value[:1] not in ("{", "[", "'", '"')
+    return "'" + value.replace("'", "''") + "'" if odd else value
 
 
 def _merge(layers: Sequence[Layer]) -> Recipe:
@@ -205,6 +203,8 @@ def _plugin_name(layers: Sequence[tuple[str, Any]], key: str, kind: str) -> tupl
 
 def _check_groups(origin: str, schema: Any, values: Any, key: str = "") -> None:
     """A value where a group of keys belongs; OmegaConf's own complaint does not say where."""
+    if isinstance(schema, list) and isinstance(values, dict):
+        raise UserError(f"{origin}: {key} is a list, not {values!r}; say {key}=[...]")
     if not isinstance(schema, dict) or (key == "teacher" and values is None):
         return
     if not isinstance(values, dict):

@@ -272,3 +272,18 @@ def test_any_garbage_is_a_recipe_or_one_line(changes: list[str]) -> None:
     else:
         assert isinstance(found, Recipe)
         assert found.student is not None
+
+
+@pytest.mark.parametrize("name", ["my vid #1", "a: b", "it's", "a, b", "50 %", "ünï 数据"])
+def test_names_of_folders_are_taken_as_they_are(name: str) -> None:
+    assert read_recipe(["recipe=videos", f"clips.source.folder=/data/{name}"]).clips.source.folder == f"/data/{name}"
+
+
+def test_lists_and_maps_on_the_command_line() -> None:
+    recipe = read_recipe(["recipe=videos", "student.widths=[8, 8, 8, 8]", "clips.source={name: folder, folder: x}"])
+    assert recipe.student.widths == [8, 8, 8, 8]
+    assert recipe.clips.source.folder == "x"
+
+
+def test_a_map_where_a_list_belongs() -> None:
+    assert "student.widths is a list, not {}" in complaint("recipe=tiny", "student.widths={}")

@@ -95,15 +95,25 @@ def spread(
     )
     try:
         yield from loader
+        return
     except RuntimeError as error:
-        timed_out = "timed out" in str(error)
-        if not (timed_out or "exited unexpectedly" in str(error)):
+        stuck = _explain(str(error), notes, seconds, name)
+        if stuck is None:
             raise
-        dead = {int(pid) for pid in re.findall(r"\d+", str(error).partition("pid(s)")[2].partition(")")[0])}
-        clip = _oldest(notes[[int(pid) in dead for pid in notes[:, 2]]] if dead else notes)
-        where = name(clip) if clip >= 0 else "no clip in particular"
-        how = f"nothing came for {seconds:g} s" if timed_out else "a worker died"
-        raise StuckError(clip, f"{how} while reading {where}") from error
+    # Raised out here, where nothing refers to the loader any more: that is what ends its workers.
+    raise stuck
+
+
+def _explain(error: str, notes: Tensor, seconds: float, name: Callable[[int], str]) -> StuckError | None:
+    """What the loader's complaint means, if it is about a worker that hangs or died."""
+    timed_out = "timed out" in error
+    if not (timed_out or "exited unexpectedly" in error):
+        return None
+    dead = {int(pid) for pid in re.findall(r"\d+", error.partition("pid(s)")[2].partition(")")[0])}
+    clip = _oldest(notes[[int(pid) in dead for pid in notes[:, 2]]] if dead else notes)
+    where = name(clip) if clip >= 0 else "no clip in particular"
+    how = f"nothing came for {seconds:g} s" if timed_out else "a worker died"
+    return StuckError(clip, f"{how} while reading {where}")
 
 
 def _oldest(notes: Tensor) -> int:
