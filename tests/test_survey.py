@@ -126,11 +126,11 @@ def test_a_file_that_hangs_its_reader_is_broken_and_the_rest_goes_on(
         return look(path)
 
     monkeypatch.setattr(survey, "look", hang)
-    run(data, "clips.timeout=2")
+    run(data, "clips.timeout=6")
     facts = {clip.id: clip.facts for clip in with_facts(*listed(recipe(data))).clips}
     broken = {name: fact.trouble for name, fact in facts.items() if fact and fact.trouble}
     assert broken == {
-        "wave/4.mp4": "hangs or kills its reader (nothing came for 2 s)",
+        "wave/4.mp4": "hangs or kills its reader (nothing came for 6 s)",
         "clap/6.mp4": "hangs or kills its reader (a worker died)",
     }
     assert sum(fact is not None for fact in facts.values()) == 14

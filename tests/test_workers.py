@@ -62,20 +62,20 @@ def test_keys_may_be_an_endless_stream() -> None:
     assert [next(found) for _ in range(5)] == [0, 1, 4, 9, 16]
 
 
-@pytest.mark.parametrize(("work", "how"), [(stuck_at_5, "nothing came for 2 s"), (killed_at_5, "a worker died")])
+@pytest.mark.parametrize(("work", "how"), [(stuck_at_5, "nothing came for 5 s"), (killed_at_5, "a worker died")])
 def test_a_stuck_or_dead_worker_is_named_by_its_clip(work: object, how: str) -> None:
     done, started = [], time.monotonic()
     with pytest.raises(StuckError, match=f"{how} while reading clip 5") as error:
-        done.extend(spread(work, range(40), 2, 2, name))  # type: ignore[arg-type]
+        done.extend(spread(work, range(40), 2, 5, name))  # type: ignore[arg-type]
     assert error.value.clip == 5
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 def test_the_process_that_hung_is_gone() -> None:
     before = children()
     with pytest.raises(StuckError):
-        list(spread(stuck_at_5, range(40), 2, 1, name))
-    deadline = time.monotonic() + 20
+        list(spread(stuck_at_5, range(40), 2, 4, name))
+    deadline = time.monotonic() + 60
     while children() - before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not children() - before
