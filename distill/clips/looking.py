@@ -15,11 +15,11 @@ import numpy as np
 from distill.clips.decoders import Traits, trouble
 from distill.clips.facts import Facts, stamp
 from distill.clips.pictures import PACKED, each_picture, listed
-from distill.clips.video import BrokenFileError, Film
+from distill.clips.video import BrokenFileError, Film, timeline
 
+LARGEST = 256 << 20  # bytes; skipping holds a file's packets in memory
 # Codecs whose pictures can be skipped by their timestamps; AV1 shows pictures that no packet of its own holds, and the
 # first pictures after an HEVC keyframe may be built on what came before it.
-LARGEST = 256 << 20  # bytes; skipping holds a file's packets in memory
 SKIPPING = ("h264", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4")
 
 
@@ -165,8 +165,7 @@ def _skips(path: str | Path, seen: _Seen) -> bool:
     """
     expected = dict(zip(seen.times, seen.sums, strict=True))
     with Film(path) as film:
-        packets = [packet for packet in film.packets() if packet is not None and packet.size]
-        shown = sorted(packet.pts for packet in packets if not packet.is_discard and packet.pts is not None)
+        packets, shown = timeline(film)
         if shown != seen.times:
             return False
         film.decoder.skip_frame = "NONREF"

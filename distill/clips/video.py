@@ -122,14 +122,20 @@ def read_skipping(path: str | Path, wanted: Sequence[int], frames: int) -> dict[
 
 def skip_to(film: Film, wanted: Sequence[int], frames: int) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames with these numbers, each with its number."""
-    packets = [packet for packet in film.packets() if packet is not None and packet.size]
-    times = sorted(packet.pts for packet in packets if not packet.is_discard and packet.pts is not None)
+    packets, times = timeline(film)
     if len(times) != frames:
         raise BrokenFileError(f"has {len(times)} frames where there were {frames}; it changed since it was looked at")
     numbers = {times[number]: number for number in wanted}
     for feed in _feeds(packets, numbers):
         for frame in _decode_feed(film, feed, numbers):
+            assert frame.pts is not None  # else it would not be a wanted one
             yield numbers[frame.pts], frame
+
+
+def timeline(film: Film) -> tuple[list[Any], list[int]]:
+    """All packets in the order in which they are decoded, and the timestamps of the pictures that are shown."""
+    packets = [packet for packet in film.packets() if packet is not None and packet.size]
+    return packets, sorted(packet.pts for packet in packets if not packet.is_discard and packet.pts is not None)
 
 
 def _feeds(packets: Sequence[Any], wanted: Mapping[int, int]) -> Iterator[Sequence[Any]]:
