@@ -18,6 +18,7 @@ from distill import plugins
 from distill.errors import UserError
 from distill.files import digest, publish, publish_text
 from distill.outputs import ClipSpec, Student
+from distill.weights import digest_file
 
 KEEP = 2
 
@@ -61,7 +62,7 @@ def load_student(run: Path) -> Student:
 def fingerprint_student(run: Path) -> str:
     """Of the weights and of the card; a change of the plug-in's own code is not seen."""
     read_card(run)
-    return digest(run / "student.safetensors") + digest(run / "student.json")
+    return digest_file(run / "student.safetensors") + digest(run / "student.json")
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> None:

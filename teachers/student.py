@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,18 +20,18 @@ class Options:
 
 
 class StudentTeacher(nn.Module):
-    """A trained student in the teacher's chair; its latent is the feature."""
+    """A trained student in the teacher's chair: its latent is the feature, its features are the maps."""
 
     def __init__(self, student: Student, card: StudentCard) -> None:
         super().__init__()
         self.student, self.classes, self.spec = student, card.classes, card.spec
 
-    def forward(self, frames: Tensor) -> TeacherOutput:
-        answer: StudentOutput = self.student(frames)
-        return TeacherOutput(logits=answer.logits, feature=answer.latent)
+    def forward(self, frames: Tensor, want: Collection[str] = ()) -> TeacherOutput:
+        answer: StudentOutput = self.student(frames, want=want)
+        return TeacherOutput(logits=answer.logits, feature=answer.latent, maps=answer.features)
 
 
-def build(options: Options) -> StudentTeacher:
+def build(options: Options, classes: Sequence[str]) -> StudentTeacher:
     return StudentTeacher(load_student(Path(options.run)), read_card(Path(options.run)))
 
 

@@ -11,9 +11,12 @@ import copy
 import inspect
 import json
 import math
+import os
+import random
 import re
+import shutil
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,9 @@ from conftest import example, plain_recipe, users
 from examples import EXAMPLES
 from examples import build as build_source
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from teacher_examples import Example
+from teacher_examples import make as make_teacher
 from torch import Tensor
 
 from distill import plugins
@@ -255,14 +260,25 @@ def test_a_student_can_be_built_without_memory_and_run_in_bfloat16(name: str) ->
 
 
 @pytest.fixture(params=plugins.names("teacher"))
-def teacher_case(request: pytest.FixtureRequest, tiny_run: TinyRun) -> tuple[Any, list[str]]:
-    """A teacher's options, and the classes that it knows."""
-    name = request.param
-    recipes = list(users("teacher", name))
-    assert recipes, f"no recipe has the teacher {name}, so it cannot be tried"
-    run = tiny_run(recipes[0])
-    classes = json.loads((run / "student.json").read_text())["classes"]
-    return read_recipe([f"recipe={run / 'recipe.yaml'}"]).teacher, classes
+def teacher_example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Example:
+    """One example of each teacher, made once; tests that change its files work on a copy."""
+    found = TEACHERS.get(request.param)
+    if found is None:
+        found = TEACHERS[request.param] = make_teacher(request.param, tmp_path_factory.mktemp(request.param))
+    return found
+
+
+TEACHERS: dict[str, Example] = {}
+
+
+@pytest.fixture
+def teacher_options(teacher_example: Example, request: pytest.FixtureRequest) -> Any:
+    return options_of(request.node.callspec.params["teacher_example"], teacher_example.options)
+
+
+def options_of(name: str, options: Mapping[str, Any]) -> Any:
+    """Options as a recipe would hand them over."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(plugins.schema("teacher", name)), dict(options)))
 
 
 def teacher_clips(spec: ClipSpec) -> Clips:
@@ -270,22 +286,35 @@ def teacher_clips(spec: ClipSpec) -> Clips:
     return Clips(frames=pictures(spec), label=index, index=index, view=index)
 
 
-def test_a_teacher_answers_with_the_right_shapes(teacher_case: tuple[Any, list[str]]) -> None:
-    options, classes = teacher_case
-    teacher = open_teacher(options, classes)
-    assert wants(options) == teacher.spec
+def test_a_teacher_answers_with_the_right_shapes(teacher_example: Example, teacher_options: Any) -> None:
+    teacher = open_teacher(teacher_options, teacher_example.classes, teacher_example.maps)
+    assert wants(teacher_options) == teacher.spec
     assert isinstance(teacher.spec, ClipSpec)
     answer = teacher(teacher_clips(teacher.spec))
     assert isinstance(answer, TeacherOutput)
-    assert answer.logits.shape == (BATCH, len(classes))
+    assert answer.logits.shape == (BATCH, len(teacher_example.classes))
+    assert answer.feature is not None
+    assert list(answer.maps) == list(teacher_example.maps)
     for field, value in tensors(answer).items():
         assert torch.isfinite(value).all(), field
         assert not value.requires_grad, field
+    assert not torch.allclose(answer.logits[0], answer.logits[1], rtol=0, atol=1e-6)
 
 
-def test_a_teacher_never_learns(teacher_case: tuple[Any, list[str]]) -> None:
+def test_asking_for_maps_changes_nothing_else(teacher_example: Example, teacher_options: Any) -> None:
+    plain = open_teacher(teacher_options, teacher_example.classes)
+    clips = teacher_clips(plain.spec)
+    before = plain(clips)
+    assert before.maps == {}
+    asked = open_teacher(teacher_options, teacher_example.classes, teacher_example.maps)(clips)
+    assert_close(replace(asked, maps={}), before)
+    with pytest.raises(UserError, match="the teacher gives no map 'nonsense'"):
+        open_teacher(teacher_options, teacher_example.classes, ["nonsense"])(clips)
+
+
+def test_a_teacher_never_learns(teacher_example: Example, teacher_options: Any) -> None:
     """Whatever is done to it: no training mode, no gradients, and buffers that stay."""
-    teacher = open_teacher(*teacher_case)
+    teacher = open_teacher(teacher_options, teacher_example.classes, teacher_example.maps)
     clips = teacher_clips(teacher.spec)
     before, answer = copy.deepcopy(teacher.state_dict()), teacher(clips)
     teacher.train()
@@ -300,44 +329,87 @@ def test_a_teacher_never_learns(teacher_case: tuple[Any, list[str]]) -> None:
         assert torch.equal(value, tensors(again)[field]), field
 
 
-def test_a_teacher_s_answers_do_not_depend_on_the_batch(teacher_case: tuple[Any, list[str]]) -> None:
-    teacher = open_teacher(*teacher_case)
+def test_a_teacher_s_answers_do_not_depend_on_the_batch(teacher_example: Example, teacher_options: Any) -> None:
+    teacher = open_teacher(teacher_options, teacher_example.classes)
     clips = teacher_clips(teacher.spec)
-    assert_close(teacher(clips.map(lambda tensor: tensor[1:2])), teacher(clips).map(lambda tensor: tensor[1:2]))
+    whole = teacher(clips)
+    for at in range(BATCH):
+        alone = teacher(clips.map(lambda tensor, at=at: tensor[at : at + 1]))
+        assert_close(alone, whole.map(lambda tensor, at=at: tensor[at : at + 1]))
 
 
-def test_a_teacher_takes_a_larger_batch_than_it_wants(teacher_case: tuple[Any, list[str]]) -> None:
+def test_a_teacher_takes_a_larger_batch_than_it_wants(teacher_example: Example, teacher_options: Any) -> None:
     """The batch is made for the student too, so it may have more frames and larger pictures."""
-    teacher = open_teacher(*teacher_case)
+    teacher = open_teacher(teacher_options, teacher_example.classes)
     larger = teacher.spec.union(ClipSpec(teacher.spec.frames * 2, teacher.spec.size + 8))
     clips = teacher_clips(larger)
     assert_close(teacher(clips), teacher(replace(clips, frames=teacher.spec.fit(clips.frames))))
 
 
-def test_building_a_teacher_leaves_random_numbers_alone(teacher_case: tuple[Any, list[str]]) -> None:
-    options, classes = teacher_case
+def test_building_a_teacher_leaves_random_numbers_alone(teacher_example: Example, teacher_options: Any) -> None:
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    teacher = open_teacher(options, classes)
+    teacher = open_teacher(teacher_options, teacher_example.classes)
     assert isinstance(teacher, LiveTeacher)
     teacher(teacher_clips(teacher.spec))
-    fingerprint(options), wants(options)
+    fingerprint(teacher_options), wants(teacher_options)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_teacher_s_fingerprint_is_stable_text(teacher_case: tuple[Any, list[str]]) -> None:
-    options, _ = teacher_case
-    assert isinstance(fingerprint(options), str)
-    assert len(fingerprint(options)) >= 8
-    assert fingerprint(options) == fingerprint(copy.deepcopy(options))
+def test_a_teacher_runs_in_bfloat16(teacher_example: Example, teacher_options: Any) -> None:
+    exact = open_teacher(teacher_options, teacher_example.classes)
+    clips = teacher_clips(exact.spec)
+    rough = open_teacher(teacher_options, teacher_example.classes, autocast="bf16")(clips).float()
+    assert torch.isfinite(rough.logits).all()
+    assert not torch.equal(rough.logits, exact(clips).logits)
 
 
-def test_a_teacher_of_other_classes_is_refused(teacher_case: tuple[Any, list[str]]) -> None:
-    options, classes = teacher_case
-    with pytest.raises(UserError, match=re.escape(f"{len(classes)} there, {len(classes) + 1} here")):
-        open_teacher(options, [*classes, "another"])
-    with pytest.raises(UserError, match=re.escape(f"{classes[0]!r} there, {classes[-1]!r} here")):
-        open_teacher(options, classes[::-1])
+def test_a_teacher_s_fingerprint_follows_its_function(
+    request: pytest.FixtureRequest, teacher_example: Example, teacher_options: Any, tmp_path: Path
+) -> None:
+    """Another number in any tensor, or another option, is another teacher; another place for the files is not."""
+    name = request.node.callspec.params["teacher_example"]
+    first = fingerprint(teacher_options)
+    assert isinstance(first, str)
+    assert len(first) >= 16
+    assert first == fingerprint(copy.deepcopy(teacher_options))
+    for change in teacher_example.changes:
+        assert fingerprint(options_of(name, {**teacher_example.options, **change})) != first, change
+
+    home = Path(os.path.commonpath([file.parent for file in teacher_example.weights]))
+    shutil.copytree(home, tmp_path / "moved")
+    text = json.dumps(teacher_example.options).replace(str(home), str(tmp_path / "moved"))
+    moved = options_of(name, json.loads(text))
+    assert fingerprint(moved) == first
+    for file in teacher_example.weights:
+        place = tmp_path / "moved" / file.relative_to(home)
+        weights = load_file(place)
+        for key in some(list(weights), 12):
+            changed = weights[key].clone()
+            changed.view(-1)[-1] += 1
+            save_file({**weights, key: changed}, place, {"format": "pt"})
+            assert fingerprint(moved) != first, key
+        save_file(weights, place, {"format": "pt"})
+        assert fingerprint(moved) == first
+
+
+def some(items: list[Any], count: int) -> list[Any]:
+    return random.Random(0).sample(items, min(count, len(items)))
+
+
+def test_a_teacher_s_classes_are_matched_by_name(teacher_example: Example, teacher_options: Any) -> None:
+    """The data set's order is what comes out, whatever the teacher's own is; names it does not know are listed."""
+    classes = list(teacher_example.classes)
+    teacher = open_teacher(teacher_options, classes)
+    clips = teacher_clips(teacher.spec)
+    answer = teacher(clips).logits
+    turned = open_teacher(teacher_options, classes[::-1])(clips).logits
+    torch.testing.assert_close(turned, answer.flip(1), rtol=1e-4, atol=1e-5)
+    some_of_them = open_teacher(teacher_options, classes[1:])(clips).logits
+    torch.testing.assert_close(some_of_them, answer[:, 1:], rtol=1e-4, atol=1e-5)
+    if list(teacher.network.classes) == classes and not getattr(teacher.network, "takes_any_class", False):
+        with pytest.raises(UserError, match=r"does not know 1 of the data set's .* classes: 'no such class'"):
+            open_teacher(teacher_options, [*classes, "no such class"])
 
 
 # ---------------------------------------------------------------- sources

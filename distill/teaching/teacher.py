@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -10,7 +11,10 @@ from torch import nn
 
 from distill import plugins
 from distill.errors import UserError
+from distill.labels import columns
 from distill.outputs import Clips, ClipSpec, TeacherOutput
+
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher(Protocol):
@@ -20,11 +24,19 @@ class Teacher(Protocol):
 
 
 class LiveTeacher(nn.Module):
-    """Wraps a teacher plug-in's network: frames -> TeacherOutput."""
+    """Wraps a teacher plug-in's network: frames -> TeacherOutput, its logits in the order of the data set's classes.
 
-    def __init__(self, network: nn.Module, spec: ClipSpec) -> None:
+    `want` names the maps to ask for; `autocast` is the precision to compute in.
+    """
+
+    def __init__(
+        self, network: nn.Module, classes: Sequence[str], want: Collection[str] = (), autocast: str = "no"
+    ) -> None:
         super().__init__()
-        self.network, self.spec = network.requires_grad_(False), spec
+        self.network, self.want, self.autocast = network.requires_grad_(False), tuple(want), AUTOCAST[autocast]
+        self.spec: ClipSpec = network.spec  # type: ignore[assignment]
+        places = columns(network.classes, classes)  # type: ignore[arg-type]
+        self.columns = None if places == list(range(len(network.classes))) else places  # type: ignore[arg-type]
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -32,21 +44,25 @@ class LiveTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, clips: Clips) -> TeacherOutput:
-        answer: TeacherOutput = self.network(self.spec.fit(clips.frames))
-        return answer
+        frames = self.spec.fit(clips.frames)
+        with torch.autocast(frames.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            answer: TeacherOutput = self.network(frames, want=self.want)
+        missing = [name for name in self.want if name not in answer.maps]
+        if missing:
+            known = ", ".join(answer.maps) or "no other"
+            raise UserError(f"the teacher gives no map {missing[0]!r}; asked for this one, it gave {known}")
+        logits = answer.logits if self.columns is None else answer.logits[:, self.columns]
+        return replace(answer, logits=logits, maps={name: answer.maps[name] for name in self.want})
 
 
-def open_teacher(options: Any, classes: Sequence[str]) -> LiveTeacher:
+def open_teacher(options: Any, classes: Sequence[str], want: Collection[str] = (), autocast: str = "no") -> LiveTeacher:
     """Build the teacher that the recipe names. Building it leaves the student's random numbers alone."""
     with torch.random.fork_rng(devices=[]):
-        network = plugins.build("teacher", options)
-    if list(network.classes) != list(classes):
-        odd = next(
-            (f"{a!r} there, {b!r} here" for a, b in zip(network.classes, classes, strict=False) if a != b),
-            f"{len(network.classes)} there, {len(classes)} here",
-        )
-        raise UserError(f"the teacher knows other classes than the data set: {odd}; choose one trained on these")
-    return LiveTeacher(network, network.spec)
+        network = plugins.build("teacher", options, classes=classes)
+    try:
+        return LiveTeacher(network, classes, want, autocast)
+    except ValueError as error:
+        raise UserError(f"teacher {options.name} {error}") from error
 
 
 def fingerprint(options: Any) -> str:

@@ -1,0 +1,101 @@
+"""Weights from files of every origin, without unpickling anything, and what identifies them."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+CONTAINERS = ("state_dict_ema", "model_ema", "model", "state_dict", "model_state", "model_state_dict")
+# Settings that trainers pickle beside the weights, and the plain type that stands for them here.
+HARMLESS = [(collections.OrderedDict, "yacs.config.CfgNode"), (dict, "argparse.Namespace")]
+
+
+def read_weights(path: Path, origin: str = "") -> dict[str, Tensor]:
+    """The named tensors of a .safetensors file, a torch checkpoint or a TorchScript archive, out of their wrappings.
+
+    `origin` is what to tell a person who does not have the file: where to get it.
+    """
+    if not path.is_file():
+        what = "is a folder, not a file of weights" if path.is_dir() else "is not there"
+        raise ValueError(f"{path} {what}" + (f"; {origin}" if origin else ""))
+    try:
+        found = load_file(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+    return unwrap(found, path)
+
+
+def unwrap(found: Any, path: Path) -> dict[str, Tensor]:
+    """A state dict out of its container, without the prefix that a wrapper put before every name."""
+    container = next(
+        (found[key] for key in CONTAINERS if isinstance(found, Mapping) and _is_state(found.get(key))), found
+    )
+    if not _is_state(container):
+        kind = f"keys {', '.join(map(str, list(found)[:5]))}" if isinstance(found, Mapping) else type(found).__name__
+        raise ValueError(f"{path} holds no named tensors (it has {kind})")
+    weights = {str(name): value for name, value in container.items() if isinstance(value, Tensor)}
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(item, Tensor) for item in value.values())
+
+
+def _read_checkpoint(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(HARMLESS):  # type: ignore[arg-type]
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path} {_why(str(error))}") from error
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise ValueError(f"{path} is not a whole torch checkpoint ({str(error).splitlines()[0]})") from error
+        return torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+
+
+def _why(error: str) -> str:
+    """What torch's refusal to unpickle means for a person."""
+    if "GLOBAL" in error:
+        name = error.partition("GLOBAL ")[2].split()[0]
+        return (
+            f"wants to run code when it is opened ({name}), so it is not opened; where you trust it, save its tensors "
+            "as .safetensors and name that file"
+        )
+    return f"is not a torch checkpoint ({error.splitlines()[0] if error else 'it ends early'})"
+
+
+def digest_weights(weights: Mapping[str, Tensor]) -> str:
+    """Changes when a name, a type, a shape or a number does, and with nothing else."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        found.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        if value.numel():
+            found.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+    return found.hexdigest()
+
+
+def digest_file(path: Path, origin: str = "") -> str:
+    """The digest of a file's tensors: the same weights in another container, under another name, are the same."""
+    if not path.is_file():
+        read_weights(path, origin)
+    facts = path.stat()
+    return _digest_file(path, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _digest_file(path: Path, size: int, changed: int) -> str:
+    return digest_weights(read_weights(path))
