@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def _read_checkpoint(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(HARMLESS):  # type: ignore[arg-type]
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError) as error:
+    except (UnpicklingError, EOFError) as error:
         raise ValueError(f"{path} {_why(str(error))}") from error
     except RuntimeError as error:
         if "TorchScript" not in str(error):
@@ -84,7 +84,7 @@ def digest_weights(weights: Mapping[str, Tensor]) -> str:
         value = weights[name].detach().cpu().contiguous()
         found.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         if value.numel():
-            found.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+            found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
