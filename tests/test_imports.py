@@ -164,5 +164,5 @@ def plain_imports(name: str) -> Iterator[str]:
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
-        if isinstance(node, ast.ImportFrom) and [alias.name for alias in node.names] not in (["YAMLError"], ["UnpicklingError"]):
+        if isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} - {"YAMLError", "UnpicklingError"}:
             yield str(node.module).split(".")[0]
