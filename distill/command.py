@@ -20,6 +20,9 @@ JOBS = {
     "clips": "distill.clips.survey",
     "train": "distill.training",
     "cache": "distill.teaching.caching",
+    "cache status": "distill.teaching.upkeep",
+    "cache verify": "distill.teaching.upkeep",
+    "cache prune": "distill.teaching.upkeep",
     "probe": "distill.probing.probe",
     "quickstart": "distill.quickstart",
 }
@@ -50,7 +53,9 @@ def dispatch(arguments: Sequence[str] | None = None) -> int:
 def run(job: str, arguments: Sequence[str] | None = None) -> int:
     """Do a job with the recipe that the arguments name. Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    function = getattr(importlib.import_module(JOBS[job]), job)
+    if given and f"{job} {given[0]}" in JOBS:
+        job = f"{job} {given.pop(0)}"
+    function = getattr(importlib.import_module(JOBS[job]), job.split()[-1])
     if {"-h", "--help"} & set(given):
         print(f"{inspect.getdoc(function)}\n\n{_keys()}")
         return 0
@@ -101,14 +106,14 @@ def _first_process() -> bool:
 def _show(job: str, out: str, figures: dict[str, Any]) -> None:
     """The result as a table, and where the report lies."""
     from distill.run_log import Talk
-    from distill.shards import flatten
+    from distill.shards.grid import flatten
 
     rows = [(name, _plain(name, value)) for name, value in flatten(figures).items()]
     talk = Talk(_first_process())
     if rows:
         talk.table(out, ("", "result"), rows)
     report = Path(out) / "report.html"
-    if report.exists() and job != "cache":
+    if report.exists() and not job.startswith("cache"):
         talk.say(f"report: {report}")
 
 

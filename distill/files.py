@@ -9,18 +9,36 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def publish(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, then give it its name in one step."""
+def publish(path: Path, write: Callable[[Path], object], once: bool = False) -> bool:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, then give it its name in one step.
+
+    With `once` a file that has the name already stays, whoever made it. Returns whether ours got the name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         write(part)
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
-        part.replace(path)
+        if once:
+            os.link(part, path)
+        else:
+            part.replace(path)
+    except FileExistsError:
+        return False
+    except OSError as error:  # what write() complains of, a full disk for one, comes without the name of the file
+        if once and path.exists():
+            return False  # somebody tidied up after the one who was first
+        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
     sync_folder(path.parent)
+    return True
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What killed writers of this file left beside it."""
+    return sorted(path.parent.glob(f".{path.name}.*.part"))
 
 
 def publish_text(path: Path, text: str) -> None:

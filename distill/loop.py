@@ -114,8 +114,7 @@ class Loop:
         torch.manual_seed(number(self.seed, "step", step, self.accelerator.process_index * parts + part))
         last = part == parts - 1
         with nullcontext() if last else self.accelerator.no_sync(self.learner):
-            with self.accelerator.autocast():
-                answer = self.teacher(clips) if self.teacher else None
+            answer = self.teacher(clips) if self.teacher else None
             raw = self.learner(clips, answer)
             total = torch.stack([weights[name] * value for name, value in raw.items()]).sum()
             self.accelerator.backward(total / parts)

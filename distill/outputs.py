@@ -1,13 +1,15 @@
 """What travels between the rooms of the house. Everybody may import this file; it imports torch only.
 
-Shape legend: B clips, T frames, C colour channels (3), H height, W width, K classes, L latent width, D feature width.
+Shape legend: B clips, T frames, C colour channels (3), H height, W width, K classes, L latent width, D feature width,
+k of K classes, R temperatures.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,8 @@ class Tensors:
         def over(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return change(value)
+            if isinstance(value, Tensors):
+                return value.map(change)
             if isinstance(value, dict):
                 return {key: over(item) for key, item in value.items()}
             return value
@@ -102,6 +106,9 @@ class Clips(Tensors):
     label_weight: Tensor = field(default=None)  # type: ignore[assignment]
     failed: Tensor = field(default=None)  # type: ignore[assignment]  # bool [B]: gave no frames; only in evaluation
     colour: Tensor | None = None  # float32 [B,3,4]: a change of colour that the frames have still to go through
+    # uint8 [B,20]: what the view drew (16 bytes) and a checksum of the frames (4, zeros while they may still change):
+    # a cache that was made of other frames is found out. None: nobody looked.
+    seen: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check(self, "frames", self.frames, (None,) * 5, torch.uint8)
@@ -117,26 +124,81 @@ class Clips(Tensors):
         _check(self, "failed", self.failed, (batch,), torch.bool)
         if self.colour is not None:
             _check(self, "colour", self.colour, (batch, 3, 4), torch.float32)
+        if self.seen is not None:
+            _check(self, "seen", self.seen, (batch, 20), torch.uint8)
 
     def __len__(self) -> int:
         return self.frames.shape[0]
 
 
 @dataclass(repr=False)
+class TopK(Tensors):
+    """The k largest of K logits, and what the others add up to, so that softened probabilities need no others.
+
+    `rest` is the log of the sum of exp(logit / T) over the other classes, at each T of TEMPERATURES.
+    """
+
+    values: Tensor  # [B,k], largest first
+    indices: Tensor  # int64 [B,k]
+    rest: Tensor  # [B,R]
+
+    TEMPERATURES: ClassVar[tuple[float, ...]] = (1.0, 2.0, 4.0, 8.0)
+
+    def __post_init__(self) -> None:
+        _check(self, "values", self.values, (None, None), None)
+        _check(self, "indices", self.indices, tuple(self.values.shape), torch.int64)
+        _check(self, "rest", self.rest, (len(self.values), len(self.TEMPERATURES)), None)
+
+    @classmethod
+    def of(cls, logits: Tensor, count: int) -> TopK:
+        assert count < logits.shape[-1], "keep them all instead"
+        values, indices = logits.topk(count, dim=-1)
+        others = logits.scatter(-1, indices, -torch.inf)
+        rest = [torch.logsumexp(others / temperature, -1) for temperature in cls.TEMPERATURES]
+        return cls(values, indices, torch.stack(rest, -1))
+
+    def rest_at(self, temperature: float, classes: int) -> Tensor:
+        """[B]: log of the summed exp(logit / T) of the classes outside of the top.
+
+        Exact at TEMPERATURES; elsewhere the polynomial in 1/T through them and through the number of classes, which is
+        what the sum is at T = inf. It says nothing of temperatures below the lowest.
+        """
+        if temperature < min(self.TEMPERATURES):
+            raise ValueError(f"a temperature of {temperature} needs all logits; only the largest are cached")
+        knots = [0.0, *(1 / known for known in self.TEMPERATURES[::-1])]
+        levels = [torch.full_like(self.rest[:, 0], math.log(classes - self.values.shape[1]))]
+        levels += [self.rest[:, i] for i in reversed(range(len(self.TEMPERATURES)))]
+        at = 1 / temperature
+        total = torch.zeros_like(levels[0])
+        for i, level in enumerate(levels):  # Lagrange's form of the polynomial through the knots
+            others = [knot for j, knot in enumerate(knots) if j != i]
+            total = total + level * math.prod((at - knot) / (knots[i] - knot) for knot in others)
+        return total
+
+
+@dataclass(repr=False)
 class TeacherOutput(Tensors):
     """What a teacher says about a batch, live or from the cache."""
 
-    logits: Tensor  # [B,K]
+    logits: Tensor | TopK  # [B,K]; a cache of very many classes keeps the largest only
     feature: Tensor | None = None  # [B,D]
     maps: dict[str, Tensor] = field(default_factory=dict)  # name -> [B,...]
 
     def __post_init__(self) -> None:
-        _check(self, "logits", self.logits, (None, None), None)
-        batch = self.logits.shape[0]
+        if isinstance(self.logits, Tensor):
+            _check(self, "logits", self.logits, (None, None), None)
+        batch = len(self.logits if isinstance(self.logits, Tensor) else self.logits.values)
         if self.feature is not None:
             _check(self, "feature", self.feature, (batch, None), None)
         for name, value in self.maps.items():
             _check(self, f"maps[{name!r}]", value, (batch, *(None,) * (value.dim() - 1)), None)
+
+    @property
+    def dense(self) -> Tensor:
+        """All logits [B,K]."""
+        if isinstance(self.logits, TopK):
+            raise ValueError("only the teacher's largest logits are cached; set cache.top_k to the number of classes")
+        return self.logits
 
 
 @dataclass(repr=False)

@@ -20,7 +20,7 @@ from distill.loop import TrainOptions
 from distill.objective import losses
 from distill.optim import Optim
 from distill.probing.classifiers import ProbeOptions
-from distill.shards import flatten
+from distill.shards.grid import flatten
 from distill.teaching.store import CacheOptions
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"

@@ -73,6 +73,7 @@ class Track:
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.done, self.first, self.started, self.news = total, done, done, time.monotonic(), ""
+        self.told = False  # that it is done
 
     @property
     def rate(self) -> float:
@@ -80,7 +81,7 @@ class Track:
         return (self.done - self.first) / max(1e-9, time.monotonic() - self.started)
 
     def advance(self, pieces: int = 1, news: str = "") -> None:
-        self.done += pieces
+        self.done = min(self.total, self.done + pieces)
         self.show(news)
 
     def show(self, news: str) -> None:
@@ -105,8 +106,9 @@ class _Lines(Track):
     def show(self, news: str) -> None:
         self.news = news or self.news
         now = time.monotonic()
-        if self.done < self.total and now - self.last < PLAIN_SECONDS:
+        if self.told or (self.done < self.total and now - self.last < PLAIN_SECONDS):
             return
+        self.told = self.done >= self.total
         self.last = now
         left = (self.total - self.done) / max(self.rate, 1e-9)
         ending = f"{now - self.started:.0f} s" if self.done >= self.total else f"{left:.0f} s left"

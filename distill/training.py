@@ -34,9 +34,10 @@ from distill.randomness import number
 from distill.recipe import Recipe, differences, save_recipe
 from distill.report import write_report
 from distill.run_log import RunLog, Talk
-from distill.shards import Shards
+from distill.shards.grid import Shards
 from distill.sync import sync_batch_norm
-from distill.teaching.store import CachedTeacher, output_shards
+from distill.teaching.store import CachedTeacher, needed, output_shards
+from distill.teaching.store import check as check_cache
 from distill.teaching.teacher import Teacher, fingerprint, open_teacher, wants
 
 WRONG = "it counts as wrong"
@@ -70,6 +71,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         why = "none of the test clips can be read (distill clips says why)" if held_out else "there are no test clips"
         raise UserError(f"{why}, so nothing could be said about the student")
     require_cache(recipe, clips, objective)
+    clips = without_failures(recipe, clips, objective)
     torch.manual_seed(number(recipe.seed, "weights"))
     student = build_student(recipe.student, len(clips.manifest.classes))
     loop = make_loop(recipe, clips, student, objective, accelerator, talk)
@@ -137,6 +139,7 @@ def make_loop(
 def start(recipe: Recipe) -> Accelerator:
     """One process, or one of many: accelerate decides from how we were launched."""
     check(recipe.train)
+    check_cache(recipe.cache)
     # A recipe may leave out the decoder or the classifier; their parameters then have no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     # One process may render, or fit probes, while the others wait.
@@ -173,8 +176,7 @@ def see_clips(recipe: Recipe, accelerator: Accelerator) -> ClipSet:
     """The recipe's clips, at a size that serves the student and its teacher alike."""
     with accelerator.main_process_first():
         manifest = open_manifest(recipe.clips, Path(recipe.cache.folder), recipe.seed)
-    spec = batch_spec(recipe, manifest)
-    clips = open_clips(manifest, recipe.clips, spec, Path(recipe.cache.folder) if recipe.cache.frames else None)
+    clips = open_clips(manifest, recipe.clips, batch_spec(recipe, manifest), recipe.cache.kept)
     if clips.lacking:
         Talk(accelerator.is_main_process).say(clips.lacking)
     return clips
@@ -192,31 +194,34 @@ def require_cache(recipe: Recipe, clips: ClipSet, objective: Objective) -> None:
     require_frames(clips, clips.training(), views)
     require_frames(clips.for_tests(), clips.manifest.of("val") + clips.manifest.of("test"), [0])
     if objective.needs_teacher and recipe.cache.outputs:
-        cached_outputs(recipe, clips).require(clips.training(), views, FILL)
+        cached_outputs(recipe, clips).require(needed(recipe.cache, clips, clips.training()), FILL)
 
 
 def require_frames(clips: ClipSet, indices: Sequence[int], views: Sequence[int]) -> None:
     if isinstance(clips.frames, StoredFrames):
-        clips.frames.shards.require(indices, views, FILL)
+        clips.frames.shards.require(dict.fromkeys(views, np.asarray(indices, np.int64)), FILL)
+
+
+def without_failures(recipe: Recipe, clips: ClipSet, objective: Objective) -> ClipSet:
+    """The clips as if those were broken that could not be read when the teacher was asked."""
+    if not (objective.needs_teacher and recipe.cache.outputs):
+        return clips
+    needs = needed(recipe.cache, clips, clips.training())
+    failed = cached_outputs(recipe, clips).failures(needs)
+    return clips.with_trouble(failed, "could not be read when the teacher was asked") if failed else clips
 
 
 def cached_outputs(recipe: Recipe, clips: ClipSet) -> Shards:
-    return output_shards(
-        recipe.cache,
-        clips.manifest,
-        recipe.clips.views,
-        clips.spec,
-        fingerprint(recipe.teacher),
-        recipe.train.precision,
-        recipe.clips.decoder,
-    )
+    return output_shards(recipe.cache, clips, fingerprint(recipe.teacher))
 
 
 def make_teacher(recipe: Recipe, clips: ClipSet, accelerator: Accelerator) -> Teacher:
     """From the cache or live: the same call, the same answers."""
     if recipe.cache.outputs:
-        return CachedTeacher(cached_outputs(recipe, clips))
-    return open_teacher(recipe.teacher, clips.manifest.classes).to(accelerator.device)
+        soft_labels = bool(recipe.cache.test_clips)
+        return CachedTeacher(cached_outputs(recipe, clips), clips.name, soft_labels, recipe.cache.maps)
+    teacher = open_teacher(recipe.teacher, clips.manifest.classes, recipe.cache.maps, recipe.cache.autocast)
+    return teacher.to(accelerator.device)
 
 
 def make_plan(recipe: Recipe, clips: ClipSet, accelerator: Accelerator) -> Plan:

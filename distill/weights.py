@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -56,7 +57,8 @@ def _is_state(value: Any) -> bool:
 
 def _read_checkpoint(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(HARMLESS):  # type: ignore[arg-type]
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():  # type: ignore[arg-type]
+            warnings.filterwarnings("ignore", message=".*TorchScript archive")  # it is handled below
             return torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, EOFError) as error:
         raise ValueError(f"{path} {_why(str(error))}") from error

@@ -441,7 +441,7 @@ def test_a_source_gives_the_same_clips_again_and_elsewhere(name: str, tmp_path: 
     first = manifest(name, tmp_path / "here")
     assert manifest(name, tmp_path / "here") == first
     again = manifest(name, tmp_path / "elsewhere")
-    assert again.digest == first.digest
+    assert again.keys.tolist() == first.keys.tolist()
     assert [clip.id for clip in again.clips] == [clip.id for clip in first.clips]
 
 

@@ -81,7 +81,7 @@ def test_cache_folder_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(Path(clip.path).is_relative_to(tmp_path / "xdg" / "distill") for clip in manifest.clips)
     elsewhere = source.build(source.Options(**small, folder=str(tmp_path / "mine")))
     assert all(Path(clip.path).is_relative_to(tmp_path / "mine") for clip in elsewhere.clips)
-    assert manifest.digest == elsewhere.digest
+    assert manifest.keys.tolist() == elsewhere.keys.tolist()
 
 
 @pytest.mark.parametrize("wrong", [{"classes": ["left", "sideways"]}, {"classes": ["left"]}, {"size": 15}])

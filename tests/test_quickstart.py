@@ -102,6 +102,6 @@ def test_the_teacher_sees_the_same_clips_with_every_label(tmp_path: Path) -> Non
     recipe = small(tmp_path, "seed=3")
     teacher = teacher_recipe(recipe, tmp_path / "teacher")
     ours, theirs = (open_manifest(each.clips, tmp_path, each.seed) for each in (recipe, teacher))
-    assert ours.digest == theirs.digest
+    assert ours.keys.tolist() == theirs.keys.tolist()
     known = [sum(manifest.clips[i].label >= 0 for i in manifest.of("train")) for manifest in (ours, theirs)]
     assert known == [12, 24]

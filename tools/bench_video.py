@@ -28,7 +28,7 @@ from distill.clips.batches import Part, load
 from distill.clips.clipset import ClipOptions, ClipSet
 from distill.clips.decode import read_each, read_frames
 from distill.clips.facts import Facts
-from distill.clips.frames import DecodedFrames, StoredFrames, frame_shards
+from distill.clips.frames import DecodedFrames, Kept, StoredFrames, frame_shards
 from distill.clips.looking import look
 from distill.clips.manifest import Clip, Manifest
 from distill.clips.prepare import Copies
@@ -142,8 +142,10 @@ def compare(clip: Clip, folder: Path, talk: Talk) -> Clip:
         maker = Copies(folder, form, 224)
         copies[form] = replace(clip, path=str(maker.folder / maker.name(clip)), facts=maker.make(clip))
     clips = clip_set(clip)
-    shards = frame_shards(folder, clips.manifest, VIEWS, SPEC)
-    shards.commit(0, 1, {"frames": clips.frames.get(0, [1])})
+    shards = frame_shards(Kept(folder), clips.manifest, VIEWS, SPEC)
+    shards.enroll({1: np.array([0])})
+    frames = clips.frames.get(0, [1])
+    shards.commit(0, 1, {"frames": frames, "seen": clips.frames.seen(0, [1], frames)})
     found = measure(ways(clip, copies, StoredFrames(shards)))
     floor, least = found["raw: floor"], {name: min(times) for name, times in found.items()}
     rows = [

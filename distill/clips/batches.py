@@ -104,7 +104,7 @@ class _Load:
 
     def __call__(self, part: Part) -> _Loaded:
         failures: dict[int, str] = {}
-        indices, frames, failed = [], [], []
+        indices, frames, seen, failed = [], [], [], []
         for index in part.indices:
             candidates = self.substitutes.after(index, part.views) if self.substitutes else iter(())
             found = self._views(index, part.views, failures)
@@ -113,9 +113,17 @@ class _Load:
             indices.append(index)
             failed.append(found is None)
             frames.append(blank(len(part.views), self.clips.spec) if found is None else found)
+            seen.append(self._seen(index, part.views, found))
         if self.substitutes and any(failed):
             raise UserError(f"no clip can be read in place of those that failed; first {next(iter(failures.values()))}")
-        return _Loaded(self._batch(part, indices, np.concatenate(frames), failed), failures)
+        batch = self._batch(part, indices, np.concatenate(frames), failed)
+        batch.seen = torch.from_numpy(np.concatenate(seen))
+        return _Loaded(batch, failures)
+
+    def _seen(self, index: int, views: Sequence[int], frames: np.ndarray | None) -> np.ndarray:
+        if frames is None:
+            return np.zeros((len(views), 20), np.uint8)
+        return self.clips.frames.seen(index, views, frames)
 
     def _views(self, index: int, views: Sequence[int], failures: dict[int, str]) -> np.ndarray | None:
         clip = self.clips.manifest.clips[index]

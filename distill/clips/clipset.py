@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from distill import plugins
 from distill.clips import decoders, views
 from distill.clips.facts import Facts
-from distill.clips.frames import DecodedFrames, Frames, StoredFrames, frame_shards
+from distill.clips.frames import DecodedFrames, Frames, Kept, StoredFrames, frame_shards
 from distill.clips.index import Index
 from distill.clips.manifest import SPLITS, Clip, Manifest
 from distill.clips.prepare import Copies
@@ -96,6 +97,14 @@ class ClipSet:
         return replace(
             self, frames=DecodedFrames(self.manifest, options.views, self.spec, options.decoder, coloured=False)
         )
+
+    def with_trouble(self, indices: Collection[int], trouble: str) -> ClipSet:
+        """The same clips, these of them broken."""
+        clips = [
+            replace(clip, facts=replace(clip.facts, trouble=trouble)) if i in indices and clip.facts else clip
+            for i, clip in enumerate(self.manifest.clips)
+        ]
+        return replace(self, manifest=self.manifest.with_clips(clips))
 
     @property
     def workers(self) -> int:
@@ -196,11 +205,11 @@ def _check_sides(manifest: Manifest, options: ClipOptions) -> None:
             )
 
 
-def open_clips(manifest: Manifest, options: ClipOptions, spec: ClipSpec, stored: Path | None) -> ClipSet:
-    """The clips at one size; `stored` is the cache folder when its frames are to be used."""
+def open_clips(manifest: Manifest, options: ClipOptions, spec: ClipSpec, kept: Kept | None) -> ClipSet:
+    """The clips at one size; `kept` says where their frames are when those are to be used."""
     frames: Frames = (
-        StoredFrames(frame_shards(stored, manifest, options.views, spec, options.decoder))
-        if stored
+        StoredFrames(frame_shards(kept, manifest, options.views, spec, options.decoder), kept.form)
+        if kept
         else DecodedFrames(manifest, options.views, spec, options.decoder)
     )
     return ClipSet(manifest, spec, options, frames)

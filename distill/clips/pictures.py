@@ -70,16 +70,24 @@ def pack(frames: Iterable[np.ndarray], form: str, path: Path) -> None:
     if form == "raw":
         save_file({"frames": np.stack(list(frames))}, path)
         return
-    pictures = list(_encoded(frames))
-    ends = np.cumsum([len(picture) for picture in pictures])
-    save_file({"bytes": np.frombuffer(b"".join(pictures), np.uint8), "ends": ends}, path)
+    data, ends = encode(frames)
+    save_file({"bytes": data, "ends": ends}, path)
 
 
-def _encoded(frames: Iterable[np.ndarray]) -> Iterator[bytes]:
+def encode(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [H,W,3] each as JPEG: all pictures one after the other, and where each of them ends."""
+    pictures = []
     for frame in frames:
         stream = io.BytesIO()
         Image.fromarray(frame).save(stream, "JPEG", quality=JPEG_QUALITY)
-        yield stream.getvalue()
+        pictures.append(stream.getvalue())
+    return np.frombuffer(b"".join(pictures), np.uint8), np.cumsum([len(picture) for picture in pictures])
+
+
+def decode(data: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+    """The pictures that `encode` made, uint8 [H,W,3] each."""
+    starts = [0, *ends[:-1].tolist()]
+    return [_decode(io.BytesIO(data[a:b].tobytes())) for a, b in zip(starts, ends.tolist(), strict=True)]
 
 
 def read_packed(path: str | Path, wanted: Sequence[int] | None) -> dict[int, np.ndarray]:

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, get_type_hints
 
+import torch
 from omegaconf import MISSING
 from torch import Tensor
 from torch.nn import functional as F
 
 from distill.errors import UserError
-from distill.outputs import Clips, ClipSpec, StudentOutput, TeacherOutput
+from distill.outputs import Clips, ClipSpec, StudentOutput, TeacherOutput, TopK
 
 
 def cross_entropy(
@@ -35,9 +36,26 @@ def kl(student: StudentOutput, teacher: TeacherOutput | None, clips: Clips, *, t
     assert teacher is not None
     if temperature <= 0:
         raise UserError(f"objective.kl.temperature is {temperature}; it is above 0")
-    target = F.log_softmax(teacher.logits / temperature, -1)
-    answer = F.log_softmax(student.logits / temperature, -1)
+    soft = student.logits / temperature
+    if isinstance(teacher.logits, TopK):
+        target, soft = _in_two_parts(teacher.logits, soft, temperature)
+    else:
+        target = teacher.logits / temperature
+    target, answer = F.log_softmax(target, -1), F.log_softmax(soft, -1)
     return temperature**2 * F.kl_div(answer, target, reduction="batchmean", log_target=True)
+
+
+def _in_two_parts(teacher: TopK, soft: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Teacher and student as [B,k+1]: the teacher's largest classes, and all others as one."""
+    try:
+        rest = teacher.rest_at(temperature, soft.shape[-1])
+    except ValueError as error:
+        raise UserError(
+            f"objective.kl.temperature: {error}; raise it, or set cache.top_k to the number of classes"
+        ) from error
+    others = torch.logsumexp(soft.scatter(-1, teacher.indices, -torch.inf), -1)
+    target = torch.cat([teacher.values / temperature, rest[:, None]], -1)
+    return target, torch.cat([soft.gather(-1, teacher.indices), others[:, None]], -1)
 
 
 def reconstruction(student: StudentOutput, teacher: TeacherOutput | None, clips: Clips) -> Tensor:

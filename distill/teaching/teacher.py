@@ -51,7 +51,7 @@ class LiveTeacher(nn.Module):
         if missing:
             known = ", ".join(answer.maps) or "no other"
             raise UserError(f"the teacher gives no map {missing[0]!r}; asked for this one, it gave {known}")
-        logits = answer.logits if self.columns is None else answer.logits[:, self.columns]
+        logits = answer.logits if self.columns is None else answer.dense[:, self.columns]
         return replace(answer, logits=logits, maps={name: answer.maps[name] for name in self.want})
 
 

@@ -1,0 +1,137 @@
+"""What a caching job will cost, said before it starts; and whether this machine's teacher is the one that began."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from distill.clips.frames import ClipError, Frames
+from distill.errors import UserError
+from distill.files import publish
+from distill.outputs import Clips, ClipSpec, TeacherOutput
+from distill.randomness import number
+from distill.run_log import Talk, percent
+from distill.shards import files
+from distill.shards.grid import Shards
+from distill.teaching.teacher import LiveTeacher
+
+if TYPE_CHECKING:
+    from distill.teaching.asking import Asking
+
+BEGINNING = "beginning.safetensors"
+CLIPS = 4  # of noise that every job puts before the teacher
+NOTABLE, TOO_FAR = 1e-3, 0.05  # differences of logits, as shares of their spread
+QUICK = 0.5  # seconds: a teacher that is faster is timed on a whole batch
+
+
+def compare_with_beginning(shards: Shards, teacher: LiveTeacher, device: torch.device, talk: Talk) -> None:
+    """Keep what the teacher says about some noise when a store is begun, and compare whenever a job goes on with it.
+
+    The same weights may answer differently on another GPU, or with other versions of libraries.
+    """
+    path, about = shards.folder / BEGINNING, {"store": shards.folder.name}
+    with torch.no_grad():
+        found = teacher(noise(teacher.spec).to(device)).float()
+    logits = found.dense.cpu().numpy()
+    publish(path, lambda part: part.write_bytes(files.encode({"logits": logits}, about)), once=True)
+    share = furthest(logits, files.read(path, about)["logits"])
+    if share > TOO_FAR:
+        raise UserError(
+            f"{shards.folder} was begun by a teacher whose answers to the same frames are {percent(share)} of their "
+            "spread away from those here; go on where it was begun, or take another cache.folder"
+        )
+    if share > NOTABLE:
+        talk.warn(
+            f"the teacher's answers here differ by {percent(share)} of their spread from those that began this cache"
+        )
+
+
+def furthest(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest difference between logits, as a share of their spread."""
+    return float(np.abs(one - other).max() / max(float(other.std()), 1e-12))
+
+
+def noise(spec: ClipSpec) -> Clips:
+    """The same clips on every machine, and with every version of every library."""
+    shape = (CLIPS, spec.frames, 3, spec.size, spec.size)
+    words = np.random.Philox(key=number("beginning", *shape)).random_raw(-(-int(np.prod(shape)) // 8))
+    frames = words.astype("<u8").view(np.uint8)[: int(np.prod(shape))].reshape(shape)
+    place = torch.arange(CLIPS)
+    return Clips(frames=torch.from_numpy(frames), label=torch.full((CLIPS,), -1), index=place, view=place)
+
+
+def expect(
+    asking: Asking, frames: Frames, look_at: Callable[[list[int]], list[int]], todo: int, workers: int, world: int
+) -> str:
+    """The size of what will be kept, and the time it will take, as measured on one of the clips."""
+    for clip in range(len(asking.clips.manifest.clips)):
+        try:
+            reading, views = _timed(frames.get, clip, look_at([0]))
+            break
+        except ClipError:
+            continue
+    else:
+        return "none of the clips can be read"
+    shown = [torch.from_numpy(view) for view in views]
+    looks = len(shown)
+    asking.ask(shown[:1])
+    teaching, answer = _timed(asking.ask, shown[:1])
+    if teaching < QUICK:
+        seconds, _ = _timed(asking.ask, shown[:1] * asking.batch)
+        teaching = seconds / asking.batch
+    row = asking.pack(answer, np.zeros((1, 20), np.uint8))
+    each = sum(rows.nbytes for rows in row.values())
+    reading /= max(1, min(workers, os.cpu_count() or 1))
+    # On a CPU readers and teacher take turns on the same cores; beside a GPU they work at once.
+    per_clip = looks * teaching + reading if asking.device.type == "cpu" else max(looks * teaching, reading)
+    line = (
+        f"{each:,} bytes each, {size(each * todo)}; about {duration(todo * per_clip / world)} "
+        f"(teacher {1 / teaching / looks:.3g} clips/s, reading {1 / reading:.3g} clips/s"
+        + (f", {world} processes)" if world > 1 else ")")
+    )
+    return line + _effect(asking, shown[:1], answer)
+
+
+def _effect(asking: Asking, shown: list[torch.Tensor], answer: TeacherOutput) -> str:
+    """What autocast does to the logits."""
+    teacher = asking.teacher
+    if teacher.autocast is None:
+        return ""
+    rough, teacher.autocast = teacher.autocast, None
+    exact = asking.ask(shown)
+    teacher.autocast = rough
+    one, other = answer.dense.float().cpu().numpy(), exact.dense.cpu().numpy()
+    same = "same" if one.argmax() == other.argmax() else "another"
+    return (
+        f"; {str(rough).removeprefix('torch.')} moves a logit by at most {np.abs(one - other).max():.2g} "
+        f"({percent(furthest(one, other))} of their spread, {same} top-1)"
+    )
+
+
+def _timed(work: Callable[..., Any], *given: object) -> tuple[float, Any]:
+    started = time.perf_counter()
+    done = work(*given)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, done
+
+
+def size(count: float) -> str:
+    """So many bytes."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    for name, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {name}"
+    return f"{seconds:.2g} seconds"

@@ -1,0 +1,205 @@
+"""Looking after a cache: what is there, whether it is still right, and what nobody needs any more."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.clips.clipset import ClipSet
+from distill.clips.frames import StoredFrames
+from distill.errors import UserError
+from distill.randomness import generator
+from distill.recipe import Recipe
+from distill.run_log import Talk
+from distill.shards.grid import FAILED, Needs, Shards, flatten
+from distill.teaching.asking import Asking
+from distill.teaching.caching import all_needs, output_needs, source_of_frames
+from distill.teaching.expectations import size
+from distill.teaching.filling import Look
+from distill.teaching.teacher import open_teacher
+from distill.training import cached_outputs, see_clips, start
+
+Store = tuple[str, Shards, Needs]
+TOLERANCE = {"float16": 2e-3, "float32": 1e-4}  # of records asked anew, as shares of the largest value of their field
+
+
+def stores(recipe: Recipe, clips: ClipSet) -> list[Store]:
+    """What a recipe keeps, each with the records that it needs."""
+    found: list[Store] = []
+    if isinstance(clips.frames, StoredFrames):
+        found.append(("frames", clips.frames.shards, all_needs(recipe, clips)))
+    if recipe.teacher is not None:
+        found.append(("outputs", cached_outputs(recipe, clips), output_needs(recipe, clips)))
+    if not found:
+        raise UserError("this recipe keeps nothing: it has no teacher and cache.frames is false")
+    return found
+
+
+def status(recipe: Recipe) -> dict[str, Any]:
+    """Show what a recipe's cache holds and what it lacks, and what else lies in the cache folder.
+
+    distill cache status recipe=quickstart
+    """
+    accelerator = start(recipe)
+    clips, talk = see_clips(recipe, accelerator), Talk(accelerator.is_main_process)
+    for group, shards, needs in stores(recipe, clips):
+        missing = shards.missing(needs)
+        rows = []
+        for view, wanted in needs.items():
+            there, weight = len(wanted) - len(missing.get(view, ())), _weight(shards.folder / f"v{view:03d}")
+            rows.append((f"view {view}", f"{there:,} of {len(wanted):,}", size(weight)))
+        talk.table(f"{group}: {shards.folder}", ("", "records", "on disk"), rows)
+        for key, value in flatten(shards.spec).items():
+            if not isinstance(value, list):
+                talk.say(f"  {key}: {value}")
+        failed = shards.failures(needs)
+        if failed:
+            names = ", ".join(clips.manifest.clips[i].id for i in sorted(failed)[:5])
+            talk.say(f"  {len(failed)} clips could not be read: {names}{', ...' if len(failed) > 5 else ''}")
+        _show_a_row(talk, shards, needs, clips)
+    mine = {shards.folder for _, shards, _ in stores(recipe, clips)}
+    for folder in _others(recipe, mine):
+        talk.say(f"not of this recipe: {folder}  {size(_weight(folder))}")
+    return {}
+
+
+def _others(recipe: Recipe, mine: Collection[Path]) -> list[Path]:
+    """The stores in the cache folder that are not the recipe's."""
+    found = (path.parent for path in sorted(Path(recipe.cache.folder).glob("*/*/spec.json")))
+    return [folder for folder in found if folder not in mine]
+
+
+def _show_a_row(talk: Talk, shards: Shards, needs: Needs, clips: ClipSet) -> None:
+    for view, wanted in needs.items():
+        missing = set(shards.missing({view: wanted}).get(view, np.empty(0)).tolist())
+        index = next((clip for clip in wanted.tolist() if clip not in missing), None)
+        if index is not None:
+            fields, row = shards.record("", index, view)
+            shown = {name: rows[row] for name, rows in fields.items() if len(rows) and name not in ("bytes", "frames")}
+            for name, value in shown.items():
+                numbers = " ".join(f"{number:.4g}" for number in value.reshape(-1)[:6].tolist())
+                talk.say(f"  {clips.manifest.clips[index].id} view {view} {name} {list(value.shape)}: {numbers} ...")
+            return
+
+
+def _weight(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
+
+
+def verify(recipe: Recipe) -> dict[str, Any]:
+    """Check every byte of a recipe's cache, and ask the teacher anew about some records.
+
+    distill cache verify recipe=quickstart
+    distill cache verify recipe=quickstart cache.rows=1000
+
+    Damaged shards are named; they are not deleted. cache.rows says how many records to make again.
+    """
+    accelerator = start(recipe)
+    clips, talk = see_clips(recipe, accelerator), Talk(accelerator.is_main_process)
+    found: dict[str, Any] = {}
+    damaged = []
+    for group, shards, _ in stores(recipe, clips):
+        started, weight, count = time.perf_counter(), 0, 0
+        for path in sorted(shards.folder.rglob("*.safetensors")):
+            count, weight = count + 1, weight + path.stat().st_size
+            try:
+                shards.check(path)
+            except UserError as error:
+                damaged.append(str(error))
+        seconds = time.perf_counter() - started
+        talk.say(f"{group}: {count} files, {size(weight)} read in {seconds:.2f} s ({size(weight / seconds)}/s)")
+        found[group] = {"files": count, "bytes": weight, "gigabytes_per_second": weight / seconds / 1e9}
+    if damaged:
+        for line in damaged:
+            talk.warn(line)
+        raise UserError(f"{len(damaged)} files are damaged; delete them and run the caching job again")
+    if recipe.teacher is not None and recipe.cache.rows:
+        found["outputs"] |= _ask_again(recipe, clips, accelerator.device)
+    return found
+
+
+def _ask_again(recipe: Recipe, clips: ClipSet, device: torch.device) -> dict[str, Any]:
+    """Make some records anew, each alone, and compare."""
+    shards, needs = cached_outputs(recipe, clips), output_needs(recipe, clips)
+    teacher = open_teacher(recipe.teacher, clips.manifest.classes, recipe.cache.maps, recipe.cache.autocast)
+    asking = Asking(teacher.to(device), recipe.cache, clips, device)
+    frames, look_at = source_of_frames(recipe.cache, clips)
+    look, worst = Look(clips, frames), dict[str, float]()
+    chosen = list(_some(shards, needs, recipe.cache.rows))
+    for index, view in chosen:
+        ((_, again),) = asking.make(iter([look((index, look_at([view])))]), [view])
+        kept, row = shards.record("", index, view)
+        if not np.array_equal(again["seen"][0], kept["seen"][row]):
+            raise UserError(f"{clips.name(index)}: view {view} does not look as it did when the teacher saw it")
+        for name, rows in again.items():
+            old = shards.read([name], np.array([index]), np.array([view]))[0].astype(np.float32)
+            scale = max(1.0, float(np.abs(old).max()))
+            worst[name] = max(worst.get(name, 0.0), float(np.abs(rows.astype(np.float32) - old).max()) / scale)
+    most = TOLERANCE[recipe.cache.precision]
+    off = {name: value for name, value in worst.items() if value > most and name != "indices"}
+    if off:
+        raise UserError(
+            f"{shards.folder} is not what this teacher says: "
+            + ", ".join(f"{name} is off by {value:.2g} of its size" for name, value in off.items())
+        )
+    return {"asked_anew": len(chosen)} | {f"largest_difference.{name}": value for name, value in worst.items()}
+
+
+def _some(shards: Shards, needs: Needs, count: int) -> Iterator[tuple[int, int]]:
+    """Records that are there, drawn evenly."""
+    missing = shards.missing(needs)
+    there = {view: np.setdiff1d(clips, missing.get(view, np.empty(0, np.int64))) for view, clips in needs.items()}
+    views = [view for view, clips in there.items() if len(clips)]
+    dice = generator("verify", shards.folder.name)
+    for _ in range(count if views else 0):
+        view = views[dice.integers(len(views))]
+        yield int(dice.choice(there[view])), view
+
+
+def prune(recipe: Recipe) -> dict[str, Any]:
+    """Remove from a recipe's cache what the recipe does not need.
+
+    That is: views beyond clips.views.count, maps it does not name, records of clips that could not be read (to try
+    again), and what killed jobs left behind.
+
+    distill cache prune recipe=quickstart
+    distill cache prune recipe=quickstart cache.others=true
+
+    With cache.others=true every store in the cache folder goes that is not this recipe's. Not to be run beside other
+    jobs on the same cache.
+    """
+    accelerator = start(recipe)
+    clips, talk = see_clips(recipe, accelerator), Talk(accelerator.is_main_process)
+    if not accelerator.is_main_process:
+        return {}
+    kept, freed = stores(recipe, clips), 0
+    for _, shards, needs in kept:
+        for path in _superfluous(shards, needs):
+            freed += path.stat().st_size
+            path.unlink()
+    mine = {shards.folder for _, shards, _ in kept}
+    if recipe.cache.others:
+        for folder in _others(recipe, mine):
+            freed += _weight(folder)
+            talk.say(f"removing {folder}")
+            shutil.rmtree(folder)
+    return {"freed": size(freed)}
+
+
+def _superfluous(shards: Shards, needs: Needs) -> Iterator[Path]:
+    for note in sorted((shards.folder / FAILED).glob("*.json")):
+        view, shard = (int(part[1:]) for part in note.stem.split("."))
+        yield from (path for path in shards.files(view, shard) if path.exists())
+        yield note
+    for folder in sorted(shards.folder.glob("v*")):
+        view = int(folder.name[1:])
+        for path in sorted(folder.iterdir()):
+            ours = {found.name for found in shards.files(view, int(path.name.lstrip(".")[1:6]))}
+            if (view not in needs or path.name not in ours) and path.exists():
+                yield path
