@@ -79,8 +79,9 @@ def test_the_direction_of_imports(name: str) -> None:
     if name in LEAVES:
         assert not found, "a leaf imports nothing of ours"
     if family in PLUGINS:
-        allowed = {*LEAVES} | {item for module, item in MAY_ALSO if module == name}
-        assert found <= allowed, "a plug-in imports only leaves: distill.outputs and the like"
+        helpers = {item for item in TREES if item.startswith(f"{family}._")}
+        allowed = {*LEAVES, *helpers} | {item for module, item in MAY_ALSO if module == name}
+        assert found <= allowed, "a plug-in imports leaves (distill.outputs and the like) and underscored neighbours"
     if family == "distill":
         assert {item.split(".")[0] for item in found} <= {"distill"}, "the library reaches plug-ins by name alone"
 
