@@ -36,13 +36,16 @@ def publish(path: Path, write: Callable[[Path], object], once: bool = False) -> 
     return True
 
 
-def leftovers(path: Path) -> list[Path]:
-    """What killed writers of this file left beside it."""
-    return sorted(path.parent.glob(f".{path.name}.*.part"))
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left of files that are there by now."""
+    for part in folder.rglob(".*.part"):
+        name = part.name[1:].rsplit(".", 2)[0]
+        if (part.parent / name).exists():
+            part.unlink(missing_ok=True)
 
 
-def publish_text(path: Path, text: str) -> None:
-    publish(path, lambda part: part.write_text(text, encoding="utf-8"))
+def publish_text(path: Path, text: str, once: bool = False) -> None:
+    publish(path, lambda part: part.write_text(text, encoding="utf-8"), once)
 
 
 def sync_folder(folder: Path) -> None:

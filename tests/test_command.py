@@ -14,7 +14,7 @@ from distill import command
 from distill.clips.clipset import open_manifest
 from distill.errors import UserError
 from distill.recipe import FOLDER, Recipe, read_recipe, recipe_names
-from distill.shards import flatten
+from distill.shards.grid import flatten
 
 Capture = pytest.CaptureFixture[str]
 Arguments = Callable[..., list[str]]

@@ -146,7 +146,11 @@ def test_a_device_makes_the_same_colours(manifest: Manifest) -> None:
     later = list(load(clips.uncoloured(), parts))
     for plain, left in zip(train(clips), later, strict=True):
         assert not torch.equal(plain.frames, replace(left, colour=None).frames)
-        assert same(plain, on_device(left, torch.device("cpu")))
+        assert plain.seen is not None
+        assert left.seen is not None
+        assert torch.equal(left.seen[:, :16], plain.seen[:, :16])  # what was drawn
+        assert not left.seen[:, 16:].any()  # no checksum of frames that are going to change
+        assert same(plain, replace(on_device(left, torch.device("cpu")), seen=plain.seen))
 
 
 # ---------------------------------------------------------------- labels with sides

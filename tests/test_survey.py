@@ -413,8 +413,14 @@ def test_a_file_that_goes_bad_after_the_look_is_replaced_and_told(data: Path, ca
     train = [clip for clip in open_for(recipe(data)).clips if clip.split == "train"]
     Path(train[2].path).write_bytes(b"nothing")
     small = ["train.steps=6", "train.batch=4", "student.size=16", "student.frames=4", "clips.failing=0.2"]
-    assert command.run("cache", arguments(data, *small, "cache.frames=true")) == 2
-    assert "run distill clips with the same recipe and keys, then this job again" in capsys.readouterr().err
+    assert command.run("cache", arguments(data, *small, "cache.frames=true")) == 0
+    said = capsys.readouterr().err
+    assert said.count(f"{train[2].path} changed since distill clips looked at it; its record says so") == 1
+    assert "1 clips could not be read" in said
+    kept = ["cache.frames=true", f"out={data.parent / 'kept'}"]
+    assert command.run("train", [*arguments(data, *small), *kept]) == 0
+    assert json.loads((data.parent / "kept" / "summary.json").read_text())["replaced"] == [train[2].id]
+    assert "could not be read when frames were cached; another clip takes its place" in capsys.readouterr().err
     assert command.run("train", arguments(data, *small)) == 0
     summary = json.loads((data.parent / "run" / "summary.json").read_text())
     assert summary["replaced"] == [train[2].id]

@@ -21,7 +21,7 @@ import numpy as np
 from xxhash import xxh3_64_hexdigest
 
 from distill.errors import UserError
-from distill.files import leftovers, publish, publish_text
+from distill.files import publish, publish_text
 from distill.randomness import number
 from distill.shards import files
 from distill.shards.column import Column
@@ -84,8 +84,7 @@ class Shards:
             if not len(homeless):
                 break
             self.roll.join(self.keys[homeless], self.most)
-        if not (self.folder / "spec.json").exists():
-            publish_text(self.folder / "spec.json", json.dumps(self.spec, indent=1, sort_keys=True))
+        publish_text(self.folder / "spec.json", json.dumps(self.spec, indent=1, sort_keys=True), once=True)
 
     def gaps(self, needs: Needs) -> list[tuple[int, list[int]]]:
         """The shards to fill, each with its views that are not there yet."""
@@ -171,7 +170,7 @@ class Shards:
         """
         if rows_failed := list(failed):
             keys = self.roll.members(shard)[rows_failed].tolist()
-            publish_text(self.folder / FAILED / f"v{view:03d}.s{shard:05d}.json", json.dumps(keys))
+            publish_text(self.folder / FAILED / f"v{view:03d}.s{shard:05d}.json", json.dumps(keys), once=True)
         for name, rows in records.items():
             if rows.dtype.kind == "f" and not np.isfinite(rows).all():
                 raise UserError(
@@ -182,14 +181,6 @@ class Shards:
             own = {name: rows for name, rows in records.items() if _part(name) == part}
             blob = files.encode(own, self._about(view, shard, part))
             publish(self.path(view, shard, part), lambda file, blob=blob: file.write_bytes(blob), once=True)  # type: ignore[misc]
-
-    def sweep(self, needs: Needs) -> None:
-        """Remove what killed writers left of the shards that are whole."""
-        for view in needs:
-            for shard in np.flatnonzero(self._listing(view)).tolist():
-                for path in self.files(view, shard):
-                    for file in leftovers(path):
-                        file.unlink(missing_ok=True)
 
     def _about(self, view: int, shard: int, part: str) -> dict[str, Any]:
         members = xxh3_64_hexdigest(self.roll.members(shard).tobytes())

@@ -17,6 +17,7 @@ from distill.clips.clipset import ClipSet
 from distill.clips.frames import DecodedFrames, Frames, StoredFrames, frame_bytes, stored, together
 from distill.errors import UserError
 from distill.evaluate import top_shares
+from distill.files import sweep
 from distill.recipe import Recipe
 from distill.run_log import Talk
 from distill.shards.grid import Needs, Shards
@@ -52,12 +53,11 @@ def cache(recipe: Recipe) -> dict[str, Any]:
     filling = Filling(clips, accelerator.process_index, accelerator.num_processes, talk, failures)
     if recipe.cache.frames:
         keep_frames(recipe, filling, accelerator)
-    if recipe.teacher is None:
-        return {}
-    keep_outputs(recipe, filling, accelerator)
+    if recipe.teacher is not None:
+        keep_outputs(recipe, filling, accelerator)
     if failures.found:
         talk.warn(f"{len(failures.found)} clips could not be read; mend them, then: distill clips and distill cache")
-    return {"teacher": teacher_accuracy(recipe, clips)}
+    return {"teacher": teacher_accuracy(recipe, clips)} if recipe.teacher is not None else {}
 
 
 def all_needs(recipe: Recipe, clips: ClipSet) -> Needs:
@@ -94,7 +94,7 @@ def keep_frames(recipe: Recipe, filling: Filling, accelerator: Accelerator) -> N
 
     decoded = DecodedFrames(clips.manifest, recipe.clips.views, clips.spec, recipe.clips.decoder)
     filling.fill("keep frames", shards, needs, decoded, lambda numbers: numbers, make)
-    _finish(shards, needs, accelerator)
+    _finish(shards, accelerator)
 
 
 def keep_outputs(recipe: Recipe, filling: Filling, accelerator: Accelerator) -> None:
@@ -114,7 +114,7 @@ def keep_outputs(recipe: Recipe, filling: Filling, accelerator: Accelerator) -> 
             filling.talk.say(expect(asking, frames, look_at, todo, workers, accelerator.num_processes))
         filling.news = asking.news
         filling.fill("ask teacher", shards, needs, frames, look_at, asking.make)
-    _finish(shards, needs, accelerator)
+    _finish(shards, accelerator)
 
 
 def source_of_frames(options: CacheOptions, clips: ClipSet) -> tuple[Frames, Callable[[list[int]], list[int]]]:
@@ -131,11 +131,11 @@ def _announce(talk: Talk, what: str, shards: Shards, todo: int, each: str = "") 
     talk.say(f"{what}: {shards.folder}  {state}")
 
 
-def _finish(shards: Shards, needs: Needs, accelerator: Accelerator) -> None:
+def _finish(shards: Shards, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
     shards.refresh()
     if accelerator.is_main_process:
-        shards.sweep(needs)
+        sweep(shards.folder)
 
 
 def teacher_accuracy(recipe: Recipe, clips: ClipSet) -> dict[str, dict[str, float]]:
