@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from distill.errors import UserError
+from distill.files import sweep
 from distill.shards import files
 from distill.shards.claims import Claims
 from distill.shards.grid import Needs, Shards, flatten
@@ -447,7 +448,7 @@ def test_leftovers_of_the_dead_are_swept_once_their_shard_is_there(tmp_path: Pat
     done, not_done = (store.path(0, shard).with_name(f".s0000{shard}.safetensors.1-ab.part") for shard in (0, 1))
     for path in (done, not_done):
         path.write_bytes(b"half")
-    store.sweep(needs(store, [0]))
+    sweep(store.folder)
     assert not done.exists()
     assert not_done.exists()
 

@@ -46,9 +46,7 @@ def compare_with_beginning(shards: Shards, teacher: LiveTeacher, device: torch.d
             "spread away from those here; go on where it was begun, or take another cache.folder"
         )
     if share > NOTABLE:
-        talk.warn(
-            f"the teacher's answers here differ by {percent(share)} of their spread from those that began this cache"
-        )
+        talk.warn(f"the teacher answers differently from when this cache began: by {percent(share)} of the spread")
 
 
 def furthest(one: np.ndarray, other: np.ndarray) -> float:
