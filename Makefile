@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: quickstart test check bench bench-video clean
+.PHONY: quickstart test check bench bench-video bench-cache clean
 
 quickstart: $(READY)  ## install, then run the first experiment
 	$(BIN)/distill quickstart
@@ -23,6 +23,9 @@ bench: $(READY)  ## the quickstart's claims over three seeds
 
 bench-video: $(READY)  ## CPU time of every way to read a clip; VIDEOS="a.mp4 b.mp4" measures yours
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_video.py $(VIDEOS)
+
+bench-cache: $(READY)  ## what the cache costs: making it, reading it, training from it
+	$(BIN)/python -m tools.bench_cache
 
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distill needs Python 3.11 or newer; say make PYTHON=python3.12")'

@@ -29,6 +29,12 @@ Layer = tuple[str, DictConfig]  # where it comes from, and what it says
 
 
 @dataclass
+class DataOptions:
+    root: str = "data"
+    """Folder under which data sets and official weights lie; recipes say where in it with ${data.root}."""
+
+
+@dataclass
 class Recipe:
     """One experiment: clips, a teacher, a student, an objective and a schedule."""
 
@@ -38,6 +44,7 @@ class Recipe:
     """Every random choice follows from it."""
     resume: bool = False
     """Go on with the run in `out` instead of refusing to touch it."""
+    data: DataOptions = field(default_factory=DataOptions)
     clips: ClipOptions = field(default_factory=ClipOptions)
     student: Any = MISSING
     """The network to train: name of a file in students/, and its options."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 CONTAINERS = ("state_dict_ema", "model_ema", "model", "state_dict", "model_state", "model_state_dict")
 # Settings that trainers pickle beside the weights, and the plain type that stands for them here.
-HARMLESS = [(collections.OrderedDict, "yacs.config.CfgNode"), (dict, "argparse.Namespace")]
+HARMLESS = [(collections.OrderedDict, name) for name in ("yacs.config.CfgNode", "argparse.Namespace")]
 
 
 def read_weights(path: Path, origin: str = "") -> dict[str, Tensor]:
