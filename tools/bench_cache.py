@@ -50,6 +50,7 @@ CLIPS, CLASSES, WIDTH = 246_534, 400, 512
 BOOKKEEPING = 28  # bytes: what was seen (20) and which clip it is (8)
 BATCHES, ROUNDS = 400, 12
 JOB_CLIPS, JOB_ROUNDS = 16, 3
+STRIDES = [[1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]]
 
 
 def cpu() -> float:
@@ -179,7 +180,7 @@ def bench_job(recipe: Recipe, clips: ClipSet, talk: Talk) -> LiveTeacher:
     shards = cached_outputs(recipe, clips)
     filling = Filling(clips, 0, 1, Talk(False), lambda failures: None)
     everyone = np.arange(len(clips.manifest.clips))
-    shards.enroll({view: everyone for view in range(1, JOB_ROUNDS + 1)})
+    shards.enroll(dict.fromkeys(range(1, JOB_ROUNDS + 1), everyone))
     bare, job, walls = [], [], []
     teacher(next(iter(load(clips, [Part([0], [1], np.ones(1, np.float32))]))))
     for view in range(1, JOB_ROUNDS + 1):
@@ -208,7 +209,7 @@ def bench_steps(recipe: Recipe, clips: ClipSet, live: LiveTeacher, talk: Talk) -
     everyone = list(range(len(clips.manifest.clips)))
     (batch,) = load(clips, [Part(everyone, [1], np.ones(len(everyone), np.float32))])
     accelerator = Accelerator()
-    options = schema("student", "tinyact")(frames=4, size=112)
+    options = schema("student", "tinyact")(frames=4, size=112, strides=STRIDES)
     terms: dict[str, Any] = {
         "cross_entropy": losses.schema("cross_entropy")(weight=1),
         "kl": losses.schema("kl")(weight=1),
@@ -276,7 +277,7 @@ def main() -> int:
         recipe = job_recipe(Path(folder))
         clips = see_clips(recipe, start(recipe))
         live = bench_job(recipe, clips, talk)
-        talk.say("\n== training: TinyAct, 4 frames of 224 pixels, batch 16")
+        talk.say("\n== training: TinyAct, 4 frames of 112 pixels, batch 16")
         bench_steps(recipe, clips, live, talk)
     talk.say("")
     bench_top_k(talk)
