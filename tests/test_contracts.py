@@ -15,6 +15,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -410,6 +412,22 @@ def test_a_teacher_s_classes_are_matched_by_name(teacher_example: Example, teach
     if list(teacher.network.classes) == classes and not getattr(teacher.network, "takes_any_class", False):
         with pytest.raises(UserError, match=r"does not know 1 of the data set's .* classes: 'no such class'"):
             open_teacher(teacher_options, [*classes, "no such class"])
+
+
+def test_teachers_say_the_same_in_two_processes(tmp_path: Path) -> None:
+    examples = []
+    for name in plugins.names("teacher"):
+        (tmp_path / name).mkdir()
+        example = make_teacher(name, tmp_path / name)
+        examples.append((name, example.options, list(example.classes)))
+    (tmp_path / "examples.json").write_text(json.dumps(examples))
+    here = Path(__file__).resolve().parent
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, str(here / "two_processes.py"), str(tmp_path / "examples.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[: len(examples)] == [f"alike {name}" for name, *_ in examples]
 
 
 # ---------------------------------------------------------------- sources

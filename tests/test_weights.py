@@ -177,9 +177,7 @@ def test_classes_are_matched_by_name() -> None:
     assert columns(["a b", "A-B"], ["A-B", "a b"]) == [1, 0]  # exact names first
     with pytest.raises(ValueError, match=r"does not know 1 of the data set's 1 classes: 'a  b'"):
         columns(["a b", "A-B"], ["a  b"])  # either would do
-    with pytest.raises(
-        ValueError, match=r"does not know 12 of .* 12 classes: 'x0'.*'x9', \.\.\.; its own 2"
-    ):
+    with pytest.raises(ValueError, match=r"does not know 12 of .* 12 classes: 'x0'.*'x9', \.\.\.; its own 2"):
         columns(["a", "b"], [f"x{i}" for i in range(12)])
     with pytest.raises(ValueError, match="has one class for two of the data set's: 'a b' and 'A_b'"):
         columns(["a b"], ["a b", "A_b"])

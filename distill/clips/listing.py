@@ -28,11 +28,12 @@ def wrong(path: Path, line: int, what: str) -> UserError:
     return UserError(f"{path}, line {line}: {what}")
 
 
-def the_folder(path: str, option: str) -> Path:
-    """The folder that an option names, as an absolute path."""
+def the_folder(path: str, option: str, origin: str = "") -> Path:
+    """The folder that an option names, as an absolute path; `origin` is where people get what belongs there."""
     found = Path(os.path.normpath(Path(path).expanduser().absolute()))  # the index knows files by their path
+    get = f"get it from {origin} and put it there, or say where it lies" if origin else ""
     if not path or not found.is_dir():
-        raise UserError(f"clips.source.{option} names {found}, which is no folder; say where it lies")
+        raise UserError(f"clips.source.{option} names {found}, which is no folder; {get or 'say where it lies'}")
     return found
 
 

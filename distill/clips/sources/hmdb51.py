@@ -20,6 +20,7 @@ from distill.errors import UserError
 SPLITS = {"0": "", "1": "train", "2": "test"}
 # After the class: visible body parts, camera motion, number of people, view, quality, number.
 TAGS = r"_[a-z]_(?:cm|nm)_np\d+_[a-z]{2}_[a-z]+_\d+"
+ORIGIN = "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database"
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Options:
 
 
 def build(options: Options) -> Manifest:
-    folder, lists = listing.the_folder(options.folder, "folder"), listing.the_folder(options.lists, "lists")
+    folder = listing.the_folder(options.folder, "folder", ORIGIN)
+    lists = listing.the_folder(options.lists, "lists", ORIGIN)
     ending = f"_test_split{options.fold}.txt"
     names = (entry.name for entry in listing.entries(str(lists)))
     classes = sorted(name.removesuffix(ending) for name in names if name.endswith(ending))

@@ -17,6 +17,7 @@ MIRRORED = (
     ("Sliding Two Fingers Left", "Sliding Two Fingers Right"),
     ("Turning Hand Clockwise", "Turning Hand Counterclockwise"),
 )
+ORIGIN = "https://www.qualcomm.com/developer/software/jester-dataset"
 
 
 @dataclass
@@ -30,7 +31,8 @@ class Options:
 
 
 def build(options: Options) -> Manifest:
-    folder, lists = listing.the_folder(options.folder, "folder"), listing.the_folder(options.lists, "lists")
+    folder = listing.the_folder(options.folder, "folder", ORIGIN)
+    lists = listing.the_folder(options.lists, "lists", ORIGIN)
     splits = listing.official_splits(options.test)
     paths = {name: listing.the_list(lists, FILES[name]) for name in splits}
     classes = [name for _, name in listing.lines(listing.the_list(lists, "jester-v1-labels.csv"))]

@@ -19,6 +19,7 @@ from distill.clips import listing
 from distill.clips.manifest import Clip, Manifest
 
 FILES = {"train": ("train.csv",), "val": ("val.csv", "validate.csv"), "test": ("test.csv",)}
+ORIGIN = "https://github.com/cvdfoundation/kinetics-dataset"
 
 
 @dataclass
@@ -39,7 +40,8 @@ class Row(NamedTuple):
 
 
 def build(options: Options) -> Manifest:
-    folder, lists = listing.the_folder(options.folder, "folder"), listing.the_folder(options.lists, "lists")
+    folder = listing.the_folder(options.folder, "folder", ORIGIN)
+    lists = listing.the_folder(options.lists, "lists", ORIGIN)
     splits = listing.official_splits(options.test)
     paths = {name: listing.the_list(lists, *FILES[name]) for name in splits}
     rows = {name: list(read(path, labelled=name != "test")) for name, path in paths.items()}

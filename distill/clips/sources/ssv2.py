@@ -20,6 +20,7 @@ MIRRORED = (
     ("Pushing something from left to right", "Pushing something from right to left"),
     ("Turning the camera left while filming something", "Turning the camera right while filming something"),
 )
+ORIGIN = "https://www.qualcomm.com/developer/software/something-something-v-2-dataset"
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Options:
 
 
 def build(options: Options) -> Manifest:
-    folder, lists = listing.the_folder(options.folder, "folder"), listing.the_folder(options.lists, "lists")
+    folder = listing.the_folder(options.folder, "folder", ORIGIN)
+    lists = listing.the_folder(options.lists, "lists", ORIGIN)
     splits = listing.official_splits(options.test)
     paths = {name: _list(lists, FILES[name]) for name in ("labels", *splits)}
     classes = read_classes(paths["labels"])

@@ -18,6 +18,7 @@ from distill.clips.manifest import Clip, Manifest
 
 CLASS = re.compile(r"(\d+)\s+(\S+)")
 CLIP = re.compile(r"([^/]+)/([^/]+_(g\d+)_c\d+)\.avi(?:\s+(\d+))?", re.IGNORECASE)
+ORIGIN = "https://www.crcv.ucf.edu/data/UCF101.php"
 
 
 @dataclass
@@ -31,7 +32,8 @@ class Options:
 
 
 def build(options: Options) -> Manifest:
-    folder, lists = listing.the_folder(options.folder, "folder"), listing.the_folder(options.lists, "lists")
+    folder = listing.the_folder(options.folder, "folder", ORIGIN)
+    lists = listing.the_folder(options.lists, "lists", ORIGIN)
     paths = {split: listing.the_list(lists, f"{split}list{options.fold:02d}.txt") for split in ("train", "test")}
     classes = read_classes(listing.the_list(lists, "classInd.txt"))
     number = {name: label for label, name in enumerate(classes)}
