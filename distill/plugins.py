@@ -30,7 +30,14 @@ def module(kind: str, name: str) -> ModuleType:
 def schema(kind: str, name: str) -> type[Any]:
     """The plug-in's Options with its name in front, as it stands in a recipe."""
     options = module(kind, name).Options
-    return make_dataclass(f"{name}.Options", [("name", str, field(default=name))], bases=(options,))
+    whole = {
+        "__reduce__": lambda self: (_again, (kind, name, vars(self)))
+    }  # a spawned worker finds no class by its name
+    return make_dataclass(f"{name}.Options", [("name", str, field(default=name))], bases=(options,), namespace=whole)
+
+
+def _again(kind: str, name: str, values: dict[str, Any]) -> Any:
+    return schema(kind, name)(**values)
 
 
 def build(kind: str, options: Any, **context: Any) -> Any:

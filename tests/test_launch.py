@@ -83,3 +83,7 @@ def test_as_a_file_from_another_folder_with_spawned_workers(tmp_path: Path, tiny
     done = start(command, folder=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "cache").rglob("*.safetensors"))
+    command = [PYTHON, str(ROOT / "distill" / "train.py"), *arguments, "cache.frames=false"]
+    done = start(command, folder=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+    assert_trained(tmp_path / "run")

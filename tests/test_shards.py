@@ -386,9 +386,9 @@ for shard, views in store.gaps(wanted):
 
 
 def big(root: Path) -> Shards:
-    """About a megabyte for each shard: a kill often falls into a write."""
+    """Enough clips for many shards: a kill often falls into a write."""
     known = np.arange(1, 80_001, dtype=np.uint64)
-    return Shards(root, "outputs", SPEC, known, most=20_000)
+    return Shards(root, "outputs", SPEC, known, most=10**9)
 
 
 def writer(root: Path, views: int) -> subprocess.Popen[bytes]:
@@ -413,7 +413,7 @@ def assert_whole(store: Shards) -> int:
 def test_a_killed_writer_leaves_no_bad_shard(tmp_path: Path) -> None:
     chance = random.Random(0)
     for kill in range(4):
-        process = writer(tmp_path / str(kill), views=400)
+        process = writer(tmp_path / str(kill), views=40)
         store = big(tmp_path / str(kill))
         try:
             give_up = time.monotonic() + 60
@@ -427,7 +427,7 @@ def test_a_killed_writer_leaves_no_bad_shard(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
             process.wait()
         assert assert_whole(store) >= 1
-        gaps = store.gaps(needs(store, range(400)))
+        gaps = store.gaps(needs(store, range(40)))
         assert gaps  # it was killed at work; going on from the gaps makes it whole
         shard, views = gaps[0]
         store.commit(shard, views[0], record(store.keys[store.members(shard)], views[0]))

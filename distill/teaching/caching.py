@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,9 @@ def keep_frames(recipe: Recipe, filling: Filling, accelerator: Accelerator) -> N
     def make(looked: Iterator[Looked], numbers: list[int]) -> Iterator[tuple[int, Records]]:
         found = list(looked)
         for place, view in enumerate(numbers):
-            fields = together([stored(clip.frames[place].numpy(), form) for clip in found])
+            shown = [clip.frames[place].numpy() for clip in found]
+            with ThreadPoolExecutor() as threads:  # JPEG is made without Python's lock
+                fields = together(list(threads.map(partial(stored, form=form), shown)))
             yield view, fields | {"seen": np.stack([clip.seen[place].numpy() for clip in found])}
 
     decoded = DecodedFrames(clips.manifest, recipe.clips.views, clips.spec, recipe.clips.decoder)

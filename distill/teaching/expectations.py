@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from distill.teaching.asking import Asking
 
 BEGINNING = "beginning.safetensors"
-CLIPS = 4  # of noise that every job puts before the teacher
+CLIPS = 2  # of noise that every job puts before the teacher
 NOTABLE, TOO_FAR = 1e-3, 0.05  # differences of logits, as shares of their spread
 QUICK = 0.5  # seconds: a teacher that is faster is timed on a whole batch
 

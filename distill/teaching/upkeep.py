@@ -17,7 +17,7 @@ from distill.errors import UserError
 from distill.randomness import generator
 from distill.recipe import Recipe
 from distill.run_log import Talk
-from distill.shards.grid import FAILED, Needs, Shards, flatten
+from distill.shards.grid import FAILED, Needs, Shards
 from distill.teaching.asking import Asking
 from distill.teaching.caching import all_needs, output_needs, source_of_frames
 from distill.teaching.expectations import size
@@ -55,9 +55,8 @@ def status(recipe: Recipe) -> dict[str, Any]:
             there, weight = len(wanted) - len(missing.get(view, ())), _weight(shards.folder / f"v{view:03d}")
             rows.append((f"view {view}", f"{there:,} of {len(wanted):,}", size(weight)))
         talk.table(f"{group}: {shards.folder}", ("", "records", "on disk"), rows)
-        for key, value in flatten(shards.spec).items():
-            if not isinstance(value, list):
-                talk.say(f"  {key}: {value}")
+        for key, value in shards.spec.items():
+            talk.say(f"  {key}: {_brief(value)}")
         failed = shards.failures(needs)
         if failed:
             names = ", ".join(clips.manifest.clips[i].id for i in sorted(failed)[:5])
@@ -73,6 +72,15 @@ def _others(recipe: Recipe, mine: Collection[Path]) -> list[Path]:
     """The stores in the cache folder that are not the recipe's."""
     found = (path.parent for path in sorted(Path(recipe.cache.folder).glob("*/*/spec.json")))
     return [folder for folder in found if folder not in mine]
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    if isinstance(value, list):
+        return f"{len(value)}"
+    text = str(value)
+    return text if len(text) <= 40 else text[:16] + "..."
 
 
 def _show_a_row(talk: Talk, shards: Shards, needs: Needs, clips: ClipSet) -> None:
