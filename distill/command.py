@@ -82,6 +82,12 @@ def guarded(job: Callable[[], object]) -> int:
             raise
         _complain(f"{error.filename}: {error.strerror}")
         return 2
+    except RuntimeError as error:
+        told = _meaning(str(error))
+        if told is None:
+            raise
+        _complain(told)
+        return 2
     except KeyboardInterrupt:
         if _first_process():
             print(
@@ -89,6 +95,16 @@ def guarded(job: Callable[[], object]) -> int:
             )
         return 130
     return 0
+
+
+def _meaning(error: str) -> str | None:
+    """What torch's own complaints mean, if they are about another process."""
+    if error.startswith("DataLoader worker (pid"):  # raised wherever the signal found us
+        how = error.partition(" is killed by ")[2].strip(". ") or "it ended without a word"
+        return f"a process that reads clips was killed ({how}); if memory ran out, take fewer clips.workers"
+    if "Connection closed by peer" in error or "Connection reset by peer" in error:
+        return "another process of this job has ended; it says why"
+    return None
 
 
 def _complain(text: str) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+
+# What exFAT, SMB, FUSE and the like say of links, or of flushing a folder.
+NOT_SUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 def publish(path: Path, write: Callable[[Path], object], once: bool = False) -> bool:
@@ -21,7 +25,7 @@ def publish(path: Path, write: Callable[[Path], object], once: bool = False) -> 
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
         if once:
-            os.link(part, path)
+            _name_once(part, path)
         else:
             part.replace(path)
     except FileExistsError:
@@ -34,6 +38,17 @@ def publish(path: Path, write: Callable[[Path], object], once: bool = False) -> 
         part.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
+
+
+def _name_once(part: Path, path: Path) -> None:
+    try:
+        os.link(part, path)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        if path.exists():
+            raise FileExistsError(path) from error
+        part.replace(path)  # without links two writers may both come here: they write the same
 
 
 def sweep(folder: Path) -> None:
@@ -53,6 +68,9 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
     finally:
         os.close(handle)
 

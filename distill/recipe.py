@@ -210,7 +210,8 @@ def _plugin_name(layers: Sequence[tuple[str, Any]], key: str, kind: str) -> tupl
 
 def _check_groups(origin: str, schema: Any, values: Any, key: str = "") -> None:
     """A value where a group of keys belongs; OmegaConf's own complaint does not say where."""
-    if isinstance(schema, list) and isinstance(values, dict):
+    plain = isinstance(values, str | int | float) and not str(values).startswith("${")
+    if isinstance(schema, list) and (plain or isinstance(values, dict)):
         raise UserError(f"{origin}: {key} is a list, not {values!r}; say {key}=[...]")
     if not isinstance(schema, dict) or (key == "teacher" and values is None):
         return

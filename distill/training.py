@@ -207,7 +207,7 @@ def without_failures(recipe: Recipe, clips: ClipSet, objective: Objective) -> Cl
     if not (objective.needs_teacher and recipe.cache.outputs):
         return clips
     needs = needed(recipe.cache, clips, clips.training())
-    failed = cached_outputs(recipe, clips).failures(needs)
+    failed = {clip for found in cached_outputs(recipe, clips).failures(needs).values() for clip in found}
     return clips.with_trouble(failed, "could not be read when the teacher was asked") if failed else clips
 
 

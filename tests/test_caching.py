@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ import torch
 from kill_cache import tree
 from teacher_examples import Example
 from teacher_examples import make as make_teacher
+from torch.utils.data import get_worker_info
 from videos import pictures, write
 
 from distill import command, plugins
 from distill.clips import views
 from distill.clips.batches import Part, load
 from distill.clips.frames import DecodedFrames
+from distill.clips.workers import note
 from distill.errors import UserError
 from distill.evaluate import top_shares
 from distill.objective.losses import LOSSES
@@ -381,16 +385,105 @@ def test_clips_that_cannot_be_read_are_counted_and_left_out(tmp_path: Path, run:
     )
     clips = see_clips(made, start(made))
     bad = clips.manifest.clips[clips.training()[0]]
+    shutil.copy2(bad.path, tmp_path / "kept.mp4")
     Path(bad.path).write_bytes(b"no video")
     found = cache(made)
     said = capsys.readouterr().err
     assert said.count(f"clip {bad.id}: {bad.path} changed since") == 1
-    assert "1 clips could not be read" in said
+    assert "1 clips gave no record" in said
     assert 0 <= found["teacher"]["test"]["top1"] <= 1
+    assert verify(made)["outputs"]["never_read"] >= 1
     train(made)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["steps"] == 2
     assert "replaced" not in summary  # it was left out from the start
+
+    shutil.copy2(tmp_path / "kept.mp4", bad.path)
+    expected = tree(tmp_path / "cache")
+    cache(made)
+    assert tree(tmp_path / "cache") == expected  # what failed is not tried again by itself
+    prune(made)
+    assert tree(tmp_path / "cache") == expected
+    made.cache.failed = True
+    prune(made)
+    assert "records are to be made again" in capsys.readouterr().out
+    cache(made)
+    assert verify(made)["outputs"]["never_read"] == 0
+    expected = tree(tmp_path / "cache")
+    prune(made)
+    assert tree(tmp_path / "cache") == expected
+
+
+def test_a_clip_that_hangs_its_reader_is_counted_and_the_rest_goes_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    original = DecodedFrames.get
+
+    def hang(self: DecodedFrames, index: int, numbers: list[int]) -> np.ndarray:
+        if index == 40 and get_worker_info() is not None:
+            note(index)
+            time.sleep(1000)
+        return original(self, index, numbers)
+
+    monkeypatch.setattr(DecodedFrames, "get", hang)
+    given = ["clips.workers=2", "clips.timeout=3", "clips.views.count=1"]
+    assert command.run("cache", arguments(run, tmp_path, *given)) == 0
+    assert capsys.readouterr().err.count("nothing came for 3 s while reading clip") == 1
+    failed = outputs(recipe(run, tmp_path)).failures({0: np.arange(96), 1: np.arange(64)})
+    assert {clip for found in failed.values() for clip in found} == {40}
+
+
+@pytest.mark.parametrize(("value", "code"), [(float("nan"), 0), (1e6, 2)])
+def test_answers_that_are_no_numbers_and_answers_that_are_too_large(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, value: float, code: int
+) -> None:
+    """The first is a failed record; the second the storage's fault."""
+    original = caching.Asking.ask
+
+    def spoil(self: Any, frames: Any) -> TeacherOutput:
+        answer = original(self, frames)
+        if len(frames) > 8:  # not when the cost is measured
+            answer.dense[3, 1] = value
+        return answer
+
+    monkeypatch.setattr(caching.Asking, "ask", spoil)
+    assert command.run("cache", arguments(run, tmp_path, "clips.views.count=1", "clips.failing=0.2")) == code
+    said = capsys.readouterr().err
+    if code == 0:
+        assert "the teacher's answer is not a number; its record says so" in said
+        train(recipe(run, tmp_path, "clips.views.count=1", "clips.failing=0.2", "train.steps=2"))
+    else:
+        assert re.search(r"clip motion.*: its logits are too large for float16; say cache.precision=float32", said)
+        assert len(said.strip().splitlines()) == 1
+
+
+def test_clips_that_are_known_to_be_broken_stay_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    example = make_teacher("student", tmp_path / "teacher")
+    made = with_teacher(example, "student", tmp_path)
+    clips = see_clips(made, start(made))
+    Path(clips.manifest.clips[3].path).write_bytes(b"")
+    assert command.run("clips", [f"recipe={tmp_path / 'recipe.yaml'}"]) == 0
+    cache(made)
+    expected = tree(tmp_path / "cache" / "outputs")
+    made.cache.failed = True
+    prune(made)
+    assert tree(tmp_path / "cache" / "outputs") == expected
+
+
+def test_a_live_teacher_is_not_asked_beforehand(run: Path, tmp_path: Path) -> None:
+    cache(recipe(run, tmp_path, "cache.outputs=false", "cache.frames=true", "clips.views.count=1"))
+    assert [folder.name for folder in (tmp_path / "cache").iterdir()] == ["frames"]
+    with pytest.raises(UserError, match=r"nothing to cache: cache.outputs is false, and cache.frames is false"):
+        cache(recipe(run, tmp_path, "cache.outputs=false"))
+
+
+def test_many_views_are_read_in_turns(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache(recipe(run, tmp_path))
+    monkeypatch.setattr("distill.teaching.filling.CLIP_BYTES", 2 * 8 * 3 * 16 * 16)  # two views
+    made = recipe(run, tmp_path / "turns")
+    cache(made)
+    assert tree(tmp_path / "turns" / "cache") == tree(tmp_path / "cache")
 
 
 def test_the_teacher_s_accuracy_is_that_of_its_answers(run: Path, tmp_path: Path) -> None:

@@ -140,15 +140,17 @@ def test_a_mistake_can_be_mended_in_the_same_folder(capsys: Capture, tmp_path: P
 @pytest.mark.parametrize(
     ("job", "change", "told"),
     [
-        ("cache", "cache.frames=false", "nothing to cache"),
-        ("cache", "teacher={name: student, run: /nowhere}", "/nowhere"),
+        ("cache", "cache.outputs=true", "nothing to cache: the recipe has no teacher"),
+        ("cache", "cache.frames=true teacher={name: student, run: /nowhere}", "/nowhere"),
+        ("cache", "cache.maps=attention", "cache.maps is a list, not 'attention'; say cache.maps=[...]"),
         ("probe", "seed=0", "holds no finished student"),
     ],
 )
 def test_mistakes_of_other_jobs(
     capsys: Capture, tmp_path: Path, tiny_arguments: Arguments, job: str, change: str, told: str
 ) -> None:
-    assert told in refused(capsys, command.run(job, tiny_arguments("tiny", tmp_path / "run", change)))
+    changes = re.split(r" (?=\w+=)", change)
+    assert told in refused(capsys, command.run(job, tiny_arguments("tiny", tmp_path / "run", *changes)))
 
 
 def test_a_folder_that_cannot_be_made(capsys: Capture, tmp_path: Path, tiny_arguments: Arguments) -> None:
@@ -209,4 +211,29 @@ def test_our_own_mistakes_keep_their_traceback() -> None:
         raise AssertionError("a bug of ours")
 
     with pytest.raises(AssertionError, match="bug of ours"):
+        command.guarded(job)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "was killed (signal: Killed); if memory ran out"),
+        ("[gloo/tcp] Connection closed by peer [127.0.0.1]:4", "another process of this job has ended; it says why"),
+    ],
+)
+def test_what_torch_says_of_other_processes_is_one_line(error: str, line: str, capsys: Capture) -> None:
+    def job() -> None:
+        raise RuntimeError(error)
+
+    assert command.guarded(job) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_another_error_of_torch_keeps_its_traceback() -> None:
+    def job() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
         command.guarded(job)

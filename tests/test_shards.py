@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import random
 import re
@@ -24,7 +26,7 @@ from distill.errors import UserError
 from distill.files import sweep
 from distill.shards import files
 from distill.shards.claims import Claims
-from distill.shards.grid import Needs, Shards, flatten
+from distill.shards.grid import Needs, Shards, flatten, parse
 from distill.shards.roll import FEWEST, MOST, rows_for
 
 SPEC = {"teacher": "abc", "views": {"seed": 0, "span": 0.8}}
@@ -341,10 +343,10 @@ def test_clips_that_failed_are_remembered(tmp_path: Path) -> None:
     store.enroll(needs(store, [0, 1]))
     store.commit(1, 1, record(store.keys[store.members(1)], 1), failed=[2])
     store.refresh()
-    assert store.failures([1]) == {6}
-    assert store.failures([0]) == set()
+    assert store.failures(needs(store, [0, 1])) == {(1, 1): [6]}
+    assert store.failures(needs(store, [1], [5])) == {}
     turned = shards(tmp_path, clips=list(range(CLIPS))[::-1])
-    assert turned.failures([0, 1]) == {4}
+    assert turned.failures(needs(turned, [0, 1])) == {(1, 1): [4]}
 
 
 # ---------------------------------------------------------------- several writers
@@ -488,6 +490,76 @@ def test_spec_is_in_clear(tmp_path: Path) -> None:
     store = shards(tmp_path)
     fill(store, [0])
     assert json.loads((store.folder / "spec.json").read_text()) == SPEC
+
+
+def test_more_shards_than_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = shards(tmp_path, clips=40, rows=4)
+    fill(store, range(3))
+    monkeypatch.setattr("distill.shards.grid.MOST_OPEN", 12)
+    chance = np.random.default_rng(0)
+    for _ in range(60):
+        assert_right(store, chance.integers(0, 40, 16), np.full(16, chance.integers(3)))
+        assert len(store._open) <= 12
+    assert_right(store, np.arange(40), np.arange(40) % 3)
+
+
+def test_shards_without_their_list_of_clips_are_refused(tmp_path: Path) -> None:
+    store = shards(tmp_path, clips=6)
+    fill(store, [0])
+    more = shards(tmp_path)
+    fill(more, [0])
+    (more.folder / "clips" / "00001.safetensors").unlink()
+    with pytest.raises(UserError, match=r"clips does not list the clips of all shards in v000; restore it"):
+        shards(tmp_path).missing(needs(more, [0]))
+
+
+def test_names_of_files() -> None:
+    for shard in (0, 7, 99_999, 100_001):
+        for part in ("", ".maps.attention", ".maps.0.block2"):
+            assert parse(f"s{shard:05d}{part}.safetensors") == (shard, part)
+    for name in (".DS_Store", "copy of s00000.safetensors", "s00000.safetensors.bak", "s0000001.safetensors", "vold"):
+        assert parse(name) is None
+
+
+def test_files_of_others_do_not_disturb(tmp_path: Path) -> None:
+    store = shards(tmp_path)
+    fill(store, [0])
+    for name in ("v000/.nfs0001", "v000/copy of s00000.safetensors", "vold", "clips/x.txt", "notes/a.safetensors"):
+        path = store.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+        assert not store.check(path)
+    again = shards(tmp_path)
+    assert again.missing(needs(again, [0])) == {}
+    (tmp_path / "outputs" / "other").mkdir()
+    (tmp_path / "outputs" / "other" / "spec.json").write_text("")
+    empty = shards(tmp_path, teacher="new")
+    with pytest.raises(UserError, match=r"differs in teacher \(abc there, new here\)"):
+        empty.require(needs(empty, [0]), "distill cache")
+
+
+def test_other_clips_are_told_apart_from_missing_ones(tmp_path: Path) -> None:
+    fill(shards(tmp_path), [0])
+    other = shards(tmp_path, clips=[*range(3), *range(50, 58)])
+    with pytest.raises(UserError, match=r"\(8 of its 11 clips are new to the cache, or have other files\)"):
+        other.require(needs(other, [0]), "distill cache")
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
+def test_a_disk_without_links_or_locks_serves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*given: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.link", refuse)
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    store = shards(tmp_path)
+    fill(store, [0])
+    assert_right(store, np.arange(CLIPS), np.zeros(CLIPS, np.int64))
+    before = store.path(0, 0).stat().st_mtime_ns
+    store.commit(0, 0, record(store.keys[store.members(0)], 0))
+    assert store.path(0, 0).stat().st_mtime_ns == before
+    with Claims(tmp_path / "claims") as claims:
+        assert claims.take(1)
 
 
 def test_a_file_that_is_no_shard(tmp_path: Path) -> None:

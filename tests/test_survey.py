@@ -416,7 +416,7 @@ def test_a_file_that_goes_bad_after_the_look_is_replaced_and_told(data: Path, ca
     assert command.run("cache", arguments(data, *small, "cache.frames=true")) == 0
     said = capsys.readouterr().err
     assert said.count(f"{train[2].path} changed since distill clips looked at it; its record says so") == 1
-    assert "1 clips could not be read" in said
+    assert "1 clips gave no record" in said
     kept = ["cache.frames=true", f"out={data.parent / 'kept'}"]
     assert command.run("train", [*arguments(data, *small), *kept]) == 0
     assert json.loads((data.parent / "kept" / "summary.json").read_text())["replaced"] == [train[2].id]

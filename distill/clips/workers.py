@@ -10,9 +10,11 @@ import ctypes
 import functools
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -27,11 +29,11 @@ Value = TypeVar("Value")
 
 
 class StuckError(UserError):
-    """A worker that did not come back, or died. `clip` is the number it had noted, -1 when it had noted none."""
+    """A worker that did not come back (it hung), or died. `clip` is the number it had noted, -1 for none."""
 
-    def __init__(self, clip: int, what: str) -> None:
+    def __init__(self, clip: int, what: str, hung: bool) -> None:
         super().__init__(what)
-        self.clip = clip
+        self.clip, self.hung = clip, hung
 
 
 class _Notes:
@@ -100,6 +102,10 @@ def spread(
         stuck = _explain(str(error), notes, seconds, name)
         if stuck is None:
             raise
+    for pid in notes[:, 2].int().tolist():  # a worker that hangs in the kernel hears nothing milder
+        with suppress(ProcessLookupError):
+            if pid > 0 and workers:
+                os.kill(pid, signal.SIGKILL)
     # Raised out here, where nothing refers to the loader any more: that is what ends its workers.
     raise stuck
 
@@ -113,7 +119,7 @@ def _explain(error: str, notes: Tensor, seconds: float, name: Callable[[int], st
     clip = _oldest(notes[[int(pid) in dead for pid in notes[:, 2]]] if dead else notes)
     where = name(clip) if clip >= 0 else "no clip in particular"
     how = f"nothing came for {seconds:g} s" if timed_out else "a worker died"
-    return StuckError(clip, f"{how} while reading {where}")
+    return StuckError(clip, f"{how} while reading {where}", timed_out)
 
 
 def _oldest(notes: Tensor) -> int:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+HELD = (errno.EACCES, errno.EAGAIN)  # anything else means that this file system has no locks
 
 
 class Claims:
@@ -24,15 +25,16 @@ class Claims:
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, shard)
         except OSError as error:
-            return error.errno in NO_LOCKS
+            return error.errno not in HELD
         return True
 
     def give_back(self, shard: int) -> None:
-        try:
+        with suppress(OSError):
             fcntl.lockf(self.file, fcntl.LOCK_UN, 1, shard)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
+
+    def give_back_all(self) -> None:
+        with suppress(OSError):
+            fcntl.lockf(self.file, fcntl.LOCK_UN)
 
     def __enter__(self) -> Self:
         return self

@@ -21,12 +21,29 @@ from distill.errors import UserError
 TYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "F16": np.float16, "F32": np.float32}
 TYPES |= {"I32": np.int32, "I64": np.int64}
 BLANK = b"0" * 16
+LISTS = "clips"  # the folder of files that say which clips there are
+
+
+def label(path: Path) -> dict[str, Any]:
+    """What a shard says of itself, without a look at its records; refuses a file of the wrong length."""
+    with path.open("rb") as stream:
+        head = stream.read(1 << 16)
+    try:
+        start = 8 + int.from_bytes(head[:8], "little")
+        header = json.loads(head[8:start])
+        about: dict[str, Any] = json.loads(header.pop("__metadata__")["about"])
+        whole = start + max(entry["data_offsets"][1] for entry in header.values())
+    except (ValueError, KeyError) as error:
+        raise _damaged(path, "it is cut short, or no shard at all") from error
+    if path.stat().st_size != whole:
+        raise _damaged(path, "its length is not what it says")
+    return about
 
 
 def encode(records: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
     """The bytes of a shard; the same records make the same bytes in every process."""
-    label = json.dumps({**about, "xxh3": BLANK.decode()}, sort_keys=True)
-    blob = save({name: np.ascontiguousarray(rows) for name, rows in records.items()}, {"about": label})
+    text = json.dumps({**about, "xxh3": BLANK.decode()}, sort_keys=True)
+    blob = save({name: np.ascontiguousarray(rows) for name, rows in records.items()}, {"about": text})
     head = blob[: 8 + int.from_bytes(blob[:8], "little")]
     at = _checksum_place(head)
     return blob[:at] + xxh3_64_hexdigest(blob).encode() + blob[at + len(BLANK) :]
@@ -52,10 +69,10 @@ def read(path: Path, about: Mapping[str, Any] | None = None, check: bool = True)
     if check and _digest(head, at, data) != head[at : at + len(BLANK)]:
         raise _damaged(path, "its checksum is not that of its content")
     header = json.loads(head[8:])
-    label = json.loads(header.pop("__metadata__")["about"])
+    said = json.loads(header.pop("__metadata__")["about"])
     for key, value in (about or {}).items():
-        if label.get(key) != value:
-            raise _damaged(path, f"it says that its {key} is {label.get(key)}, where {value} belongs")
+        if said.get(key) != value:
+            raise _damaged(path, f"it says that its {key} is {said.get(key)}, where {value} belongs")
     return {name: _view(data[start:], entry) for name, entry in header.items()}
 
 
@@ -84,4 +101,9 @@ def _view(body: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
 
 
 def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path} is damaged: {why}; delete it and run the caching job again")
+    advice = "delete it and run the caching job again"
+    if path.parent.name == LISTS:
+        advice = (
+            "restore this file from a copy, or delete the whole store: without it nobody knows whose records they are"
+        )
+    return UserError(f"{path} is damaged: {why}; {advice}")

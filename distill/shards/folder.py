@@ -35,7 +35,7 @@ class Folder:
         if local.exists():
             return local
         if name in self._remote_names():
-            publish(local, lambda part: self._copy(name, part))
+            publish(local, lambda part: self._copy(name, part), once=True)
             return local
         return None
 

@@ -4,7 +4,6 @@
     <folder>/clips/00000.safetensors         which clips there are: a list for each time that some joined
     <folder>/v003/s00007.safetensors         view 3 of the clips of shard 7
     <folder>/v003/s00007.maps.X.safetensors  the same records' map X
-    <folder>/failed/v003.s00007.json         clips of this shard that could not be read
 
 A shard's final name exists only when its whole content is on the disk, so the listing is the state of progress: no
 index to go stale, nothing to repair after a kill. A view is one folder, so an epoch reads just the bytes it needs.
@@ -13,6 +12,7 @@ index to go stale, nothing to repair after a kill. A view is one folder, so an e
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from distill.shards.folder import Folder
 from distill.shards.roll import MOST, Roll, Segment
 
 MOST_OPEN = 8192  # mapped files; a process may have 65,530 mappings
-FAILED = "failed"
 MAPS = "maps."  # fields so called have a file of their own
 Needs = Mapping[int, np.ndarray]  # view -> the clips that are needed in it
 
@@ -54,9 +53,11 @@ class Shards:
         self.parts = ("", *(f".{MAPS}{name}" for name in maps))
         name = f"{number(json.dumps(self.spec, sort_keys=True)):016x}"
         self.folder = root / group / name
-        self.source = Folder(self.folder, f"{remote.rstrip('/')}/{group}/{name}" if remote else "")
-        self.roll = Roll(self.source / "clips")
+        self.shelf = Folder(root / group, f"{remote.rstrip('/')}/{group}" if remote else "")
+        self.source = self.shelf / name
+        self.roll = Roll(self.source / files.LISTS)
         self._rows: list[np.ndarray] = []
+        self._inverses: dict[int, np.ndarray] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -101,16 +102,23 @@ class Shards:
 
     def members(self, shard: int) -> list[int]:
         """The clips of a shard, row by row; -1 for one that our clips are not told of."""
-        at, segment = next((i, found) for i, found in enumerate(self.roll.segments) if shard in found.shards)
-        start = (shard - segment.first) * segment.rows
-        found: list[int] = _inverse(self._rows[at], len(segment.keys))[start : start + segment.rows].tolist()
+        segment, rows = self.roll.place(shard)
+        found: list[int] = self._clips(segment)[rows].tolist()
         return found
+
+    def _clips(self, segment: int) -> np.ndarray:
+        """For each of a segment's rows our clip; -1 where we have none."""
+        if segment not in self._inverses:
+            rows = self._rows[segment]
+            self._inverses[segment] = np.full(len(self.roll.segments[segment].keys), -1, np.int32)
+            self._inverses[segment][rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+        return self._inverses[segment]
 
     def _homes(self) -> np.ndarray:
         """For every clip the shard in which its gaps are filled, one whose clips are all ours; -1: there is none."""
         homes = np.full(len(self.keys), -1)
-        for segment, row in zip(self.roll.segments, self._rows, strict=True):
-            ours = _inverse(row, len(segment.keys)) >= 0
+        for i, (segment, row) in enumerate(zip(self.roll.segments, self._rows, strict=True)):
+            ours = self._clips(i) >= 0
             whole = np.logical_and.reduceat(ours, np.arange(0, len(ours), segment.rows))
             shard = row // segment.rows
             fits = (homes < 0) & (row >= 0) & whole[shard]
@@ -131,55 +139,77 @@ class Shards:
 
     def _listing(self, view: int) -> np.ndarray:
         """Which shards are whole in a view, with every part that is wanted; the last entry is for none."""
-        names = (self.source / f"v{view:03d}").names()
-        there = [all(_name(shard, part) in names for part in self.parts) for shard in range(self.roll.shards)]
-        return np.array([*there, False])
+        names = (self.source / _folder(view)).names()
+        parsed = [found for name in names if (found := parse(name)) is not None]
+        if max((shard for shard, _ in parsed), default=-1) >= self.roll.shards:
+            self.roll.refresh()
+            self._rows += [_rows_of(segment, self.keys) for segment in self.roll.segments[len(self._rows) :]]
+        if max((shard for shard, _ in parsed), default=-1) >= self.roll.shards:
+            raise UserError(
+                f"{self.folder / files.LISTS} does not list the clips of all shards in {_folder(view)}; restore it "
+                "from a copy, or delete the whole store"
+            )
+        parts = {part: {shard for shard, other in parsed if other == part} for part in self.parts}
+        whole = set.intersection(*parts.values())
+        there = np.zeros(self.roll.shards + 1, bool)
+        there[list(whole)] = True
+        return there
 
-    def failures(self, views: Iterable[int]) -> set[int]:
-        """Clips that could not be read in one of these views when their records were made."""
-        names = [f"v{view:03d}." for view in views]
-        folder, found = self.source / FAILED, set[int]()
-        for name in folder.names():
-            if name.endswith(".json") and name[: name.find(".") + 1] in names and (path := folder.path(name)):
-                found.update(json.loads(path.read_text(encoding="utf-8")))
-        return set(np.flatnonzero(np.isin(self.keys, np.array(list(found), np.uint64))).tolist()) if found else set()
+    def failures(self, needs: Needs) -> dict[tuple[int, int], list[int]]:
+        """By (shard, view), the clips that are needed there and could not be read when their records were made."""
+        found = {}
+        for view, clips in needs.items():
+            shards = np.unique(self._places(clips, view)[0])
+            for shard in shards[shards >= 0].tolist():
+                rows = self._label(view, shard).get("failed", ())
+                members = set(np.array(self.members(shard))[list(rows)].tolist()) if rows else set()
+                if failed := sorted(members & set(clips.tolist()) if members else ()):
+                    found[shard, view] = failed
+        return found
+
+    def _label(self, view: int, shard: int) -> dict[str, Any]:
+        path = (self.source / _folder(view)).path(_name(shard, ""))
+        assert path is not None
+        return files.label(path)
 
     # ------------------------------------------------------------ writing
 
     def path(self, view: int, shard: int, part: str = "") -> Path:
-        return self.folder / f"v{view:03d}" / _name(shard, part)
+        return self.folder / _folder(view) / _name(shard, part)
 
     def files(self, view: int, shard: int) -> list[Path]:
         """What a shard consists of in a view."""
         return [self.path(view, shard, part) for part in self.parts]
 
-    def check(self, path: Path) -> None:
-        """Refuse a file of this store of which a byte is wrong, or that stands in the wrong place."""
-        if path.parent.name == "clips":
-            files.read(path, {"segment": int(path.stem)})
-        elif path.parent == self.folder:
+    def check(self, path: Path) -> bool:
+        """Refuse a file of this store of which a byte is wrong, or that stands in the wrong place. False: not ours."""
+        place, view = path.relative_to(self.folder).parts, parse_view(path.parent.name)
+        found = parse(path.name)
+        if len(place) == 1 and path.suffix == ".safetensors":
             files.read(path, {"store": self.folder.name})
+        elif len(place) == 2 and place[0] == files.LISTS and path.stem.isdecimal():
+            files.read(path, {"segment": int(path.stem)})
+        elif len(place) == 2 and view is not None and found is not None:
+            files.read(path, self._about(view, *found))
         else:
-            shard, part = int(path.name[1:6]), path.name[6:].removesuffix(".safetensors")
-            files.read(path, self._about(int(path.parent.name[1:]), shard, part))
+            return False
+        return True
 
     def commit(self, shard: int, view: int, records: Mapping[str, np.ndarray], failed: Iterable[int] = ()) -> None:
         """Keep the records of one view of a whole shard, for ever; those that are there already stay.
 
         `failed` are the rows whose clips could not be read.
         """
-        if rows_failed := list(failed):
-            keys = self.roll.members(shard)[rows_failed].tolist()
-            publish_text(self.folder / FAILED / f"v{view:03d}.s{shard:05d}.json", json.dumps(keys), once=True)
         for name, rows in records.items():
             if rows.dtype.kind == "f" and not np.isfinite(rows).all():
                 raise UserError(
                     f"{self.group} of view {view} has {name} that are not finite in {rows.dtype}; "
                     "if the teacher is sound, cache.precision=float32 may hold them"
                 )
+        note = {"failed": unread} if (unread := list(failed)) else {}
         for part in self.parts:
             own = {name: rows for name, rows in records.items() if _part(name) == part}
-            blob = files.encode(own, self._about(view, shard, part))
+            blob = files.encode(own, self._about(view, shard, part) | note)
             publish(self.path(view, shard, part), lambda file, blob=blob: file.write_bytes(blob), once=True)  # type: ignore[misc]
 
     def _about(self, view: int, shard: int, part: str) -> dict[str, Any]:
@@ -205,7 +235,11 @@ class Shards:
         """The field's rows in a view, with at least these shards of it mapped."""
         column = self._columns.get((view, field))
         if column is None or not column.starts[shards].all():
-            for shard in np.unique(shards).tolist():
+            wanted = np.unique(shards).tolist()
+            if len(self._open) + len(wanted) > MOST_OPEN:  # now, not while these are being mapped
+                self._open.clear()
+                self._columns.clear()
+            for shard in wanted:
                 self.shard(view, shard, _part(field), index)
             column = self._columns[view, field]
         return column
@@ -220,15 +254,12 @@ class Shards:
         key = view, shard, part
         if key in self._open:
             return self._open[key]
-        path = (self.source / f"v{view:03d}").path(_name(shard, part)) if shard >= 0 else None
+        path = (self.source / _folder(view)).path(_name(shard, part)) if shard >= 0 else None
         if path is None:
             raise UserError(
                 f"{self.folder} has not all records of the clips {index[:5].tolist()} in view {view}; "
                 "run the caching job"
             )
-        if len(self._open) >= MOST_OPEN:
-            self._open.clear()
-            self._columns.clear()
         found = self._open[key] = files.read(path, self._about(view, shard, part))
         for field, rows in found.items():
             column = self._columns.setdefault((view, field), Column(rows, self.roll.shards))
@@ -249,24 +280,39 @@ class Shards:
             views = ", ".join(map(str, list(lacking)[:5])) + (", ..." if len(lacking) > 5 else "")
             raise UserError(
                 f"{self.folder} lacks {count:,} of the {self.group} that this recipe needs (view {views})"
-                f"{self._others()}; run: {command}"
+                f"{self._instead(lacking)}; run: {command}"
             )
 
-    def _others(self) -> str:
-        """How the nearest other store in the cache differs, for the person who expected a hit."""
-        if self.folder.exists():
-            return ""
-        mine = flatten(self.spec)
-        differences = []
-        for file in self.folder.parent.glob("*/spec.json"):
-            other = flatten(json.loads(file.read_text(encoding="utf-8")))
+    def _instead(self, lacking: Needs) -> str:
+        """What is there in place of the records that somebody expected."""
+        if self.roll.segments:
+            clips = np.unique(np.concatenate(list(lacking.values())))
+            known = np.zeros(len(self.keys), bool)
+            for rows in self._rows:
+                known |= rows >= 0
+            new = int((~known[clips]).sum())
+            return (
+                f" ({new:,} of its {len(self.keys):,} clips are new to the cache, or have other files)" if new else ""
+            )
+        mine, differences = flatten(self.spec), []
+        for name in self.shelf.names() - {self.folder.name}:
+            other = self._spec_of(name)
             keys = [key for key in sorted(mine.keys() | other.keys()) if mine.get(key) != other.get(key)]
-            differences.append((len(keys), file.parent, keys, other))
+            if other:
+                differences.append((len(keys), name, keys, other))
         if not differences:
-            return ""
-        _, folder, keys, other = min(differences, key=lambda found: (found[0], str(found[1])))
+            return f" (nothing like it is in {self.shelf.remote})" if self.shelf.remote else ""
+        _, name, keys, other = min(differences, key=lambda found: (found[0], found[1]))
         changes = ", ".join(f"{key} ({_short(other.get(key))} there, {_short(mine.get(key))} here)" for key in keys[:3])
-        return f" ({folder.name} beside it differs in {changes})"
+        return f" ({name} beside it differs in {changes})"
+
+    def _spec_of(self, name: str) -> dict[str, Any]:
+        """The spec of another store; empty for what is none."""
+        try:
+            path = (self.shelf / name).path("spec.json")
+            return flatten(json.loads(path.read_text(encoding="utf-8"))) if path else {}
+        except (ValueError, OSError):
+            return {}
 
 
 def _short(value: Any) -> str:
@@ -276,6 +322,22 @@ def _short(value: Any) -> str:
 
 def _name(shard: int, part: str) -> str:
     return f"s{shard:05d}{part}.safetensors"
+
+
+def parse(name: str) -> tuple[int, str] | None:
+    """Shard and part of a file's name, if it is a shard's."""
+    found = re.fullmatch(r"s(\d{5,})((?:\.maps\..+)?)\.safetensors", name)
+    return (int(found[1]), found[2]) if found and _name(int(found[1]), found[2]) == name else None
+
+
+def _folder(view: int) -> str:
+    return f"v{view:03d}"
+
+
+def parse_view(name: str) -> int | None:
+    """The view that a folder holds, if it holds one."""
+    found = re.fullmatch(r"v(\d{3,})", name)
+    return int(found[1]) if found else None
 
 
 def _part(field: str) -> str:
@@ -289,13 +351,6 @@ def _rows_of(segment: Segment, keys: np.ndarray) -> np.ndarray:
     order = np.argsort(segment.keys, kind="stable")
     at = order[np.searchsorted(segment.keys, keys, sorter=order).clip(max=len(order) - 1)]
     return np.where(segment.keys[at] == keys, at, -1).astype(np.int32)
-
-
-def _inverse(rows: np.ndarray, count: int) -> np.ndarray:
-    """For each of the segment's rows our clip; -1 where we have none."""
-    clips = np.full(count, -1, np.int32)
-    clips[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
-    return clips
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

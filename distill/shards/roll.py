@@ -61,11 +61,17 @@ class Roll:
         self.refresh()
         return ours
 
+    def place(self, shard: int) -> tuple[int, slice]:
+        """Which segment a shard is of, and which of its rows."""
+        number = next(i for i, segment in enumerate(self.segments) if shard in segment.shards)
+        segment = self.segments[number]
+        start = (shard - segment.first) * segment.rows
+        return number, slice(start, min(start + segment.rows, len(segment.keys)))
+
     def members(self, shard: int) -> np.ndarray:
         """The keys of a shard's clips, row by row."""
-        segment = next(found for found in self.segments if shard in found.shards)
-        start = (shard - segment.first) * segment.rows
-        return segment.keys[start : start + segment.rows]
+        number, rows = self.place(shard)
+        return self.segments[number].keys[rows]
 
 
 def _name(segment: int) -> str:

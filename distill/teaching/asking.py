@@ -11,7 +11,9 @@ from math import log
 import numpy as np
 import torch
 
+from distill.clips.batches import Heed, ignore
 from distill.clips.clipset import ClipSet
+from distill.errors import UserError
 from distill.outputs import Clips, ClipSpec, TeacherOutput
 from distill.run_log import percent
 from distill.teaching.filling import Looked, Records
@@ -25,8 +27,11 @@ MOST_CLIPS = 32
 class Asking:
     """Puts clips before the teacher, in batches that depend on nothing but the shard, and packs its answers."""
 
-    def __init__(self, teacher: LiveTeacher, options: CacheOptions, clips: ClipSet, device: torch.device) -> None:
-        self.teacher, self.options, self.clips, self.device = teacher, options, clips, device
+    def __init__(
+        self, teacher: LiveTeacher, options: CacheOptions, clips: ClipSet, device: torch.device, heed: Heed = ignore
+    ) -> None:
+        """`heed` is told of clips about which the teacher's answer is no number."""
+        self.teacher, self.options, self.clips, self.device, self.heed = teacher, options, clips, device, heed
         self.batch = options.batch or batch_for(clips.spec, device)
         self.right = self.asked = 0
         self.largest = options.largest(len(clips.manifest.classes))
@@ -47,9 +52,24 @@ class Asking:
         answer = self.soft_label(chunk) if self.options.test_clips else self.ask([clip.frames[place] for clip in chunk])
         self._count(answer, [clip.index for clip in chunk])
         fields = self.pack(answer, seen)
+        self._sort_out(answer, fields, chunk)
+        seen = fields["seen"]
         for rows in fields.values():
             rows[~seen.any(1)] = 0
         return fields
+
+    def _sort_out(self, answer: TeacherOutput, fields: Records, chunk: tuple[Looked, ...]) -> None:
+        """Mark records that are not finite as failed; numbers that only the storage is too small for are an error."""
+        for name, rows in fields.items():
+            if rows.dtype.kind != "f":
+                continue
+            for at in np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(1)).tolist():
+                clip = self.clips.name(chunk[at].index)
+                if all(bool(value[at].isfinite().all()) for value in values_of(answer)):
+                    raise UserError(f"{clip}: its {name} are too large for {rows.dtype}; say cache.precision=float32")
+                if fields["seen"][at].any():
+                    self.heed({chunk[at].index: f"{clip}: the teacher's answer is not a number"})
+                fields["seen"][at] = 0
 
     def pack(self, answer: TeacherOutput, seen: np.ndarray) -> Records:
         return pack(answer, seen, self.options.precision, self.largest)
@@ -83,6 +103,10 @@ class Asking:
 
     def news(self) -> str:
         return f"top-1 {percent(self.right / self.asked)}" if self.asked else ""
+
+
+def values_of(answer: TeacherOutput) -> list[torch.Tensor]:
+    return [answer.dense, *([] if answer.feature is None else [answer.feature]), *answer.maps.values()]
 
 
 def _merged(answers: list[TeacherOutput], merge: Callable[[list[torch.Tensor]], torch.Tensor]) -> TeacherOutput:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,18 +49,23 @@ def cache(recipe: Recipe) -> dict[str, Any]:
     """
     accelerator = start(recipe)
     talk = Talk(accelerator.is_main_process)
-    if not recipe.cache.frames and recipe.teacher is None:
-        raise UserError("nothing to cache: the recipe has no teacher and cache.frames is false")
+    asks = recipe.teacher is not None and recipe.cache.outputs
+    if not recipe.cache.frames and not asks:
+        why = "cache.outputs is false" if recipe.teacher else "the recipe has no teacher"
+        raise UserError(f"nothing to cache: {why}, and cache.frames is false")
     clips = see_clips(recipe, accelerator)
-    failures = Failures(talk.warn, UNREAD)
+    failures = Failures(talk.warn, UNREAD, max(1, recipe.clips.failing * len(clips.manifest.clips)))
     filling = Filling(clips, accelerator.process_index, accelerator.num_processes, talk, failures)
     if recipe.cache.frames:
         keep_frames(recipe, filling, accelerator)
-    if recipe.teacher is not None:
+    if asks:
         keep_outputs(recipe, filling, accelerator)
     if failures.found:
-        talk.warn(f"{len(failures.found)} clips could not be read; mend them, then: distill clips and distill cache")
-    return {"teacher": teacher_accuracy(recipe, clips)} if recipe.teacher is not None else {}
+        talk.warn(
+            f"{len(failures.found)} clips gave no record; mend the files and run distill clips, or, to try the same "
+            "files again, distill cache prune with cache.failed=true; then distill cache"
+        )
+    return {"teacher": teacher_accuracy(recipe, clips)} if asks else {}
 
 
 def all_needs(recipe: Recipe, clips: ClipSet) -> Needs:
@@ -96,8 +102,9 @@ def keep_frames(recipe: Recipe, filling: Filling, accelerator: Accelerator) -> N
                 fields = together(list(threads.map(partial(stored, form=form), shown)))
             yield view, fields | {"seen": np.stack([clip.seen[place].numpy() for clip in found])}
 
-    decoded = DecodedFrames(clips.manifest, recipe.clips.views, clips.spec, recipe.clips.decoder)
-    filling.fill("keep frames", shards, needs, decoded, lambda numbers: numbers, make)
+    if todo:
+        decoded = DecodedFrames(clips.manifest, recipe.clips.views, clips.spec, recipe.clips.decoder)
+        filling.fill("keep frames", shards, needs, decoded, lambda numbers: numbers, make)
     _finish(shards, accelerator)
 
 
@@ -110,12 +117,13 @@ def keep_outputs(recipe: Recipe, filling: Filling, accelerator: Accelerator) -> 
     accelerator.wait_for_everyone()
     if todo:
         teacher = open_teacher(recipe.teacher, clips.manifest.classes, options.maps, options.autocast)
-        asking = Asking(teacher.to(accelerator.device), options, clips, accelerator.device)
+        asking = Asking(teacher.to(accelerator.device), options, clips, accelerator.device, filling.heed)
         frames, look_at = source_of_frames(options, clips)
+        compare_with_beginning(shards, asking, filling.talk)
         if accelerator.is_main_process:
-            compare_with_beginning(shards, asking.teacher, accelerator.device, filling.talk)
+            at_once = filling.at_once(sorted(shards.missing(needs)))[0]
             workers = filling.workers(frames)
-            filling.talk.say(expect(asking, frames, look_at, todo, workers, accelerator.num_processes))
+            filling.talk.say(expect(asking, frames, look_at(at_once), todo, workers, accelerator.num_processes))
         filling.news = asking.news
         filling.fill("ask teacher", shards, needs, frames, look_at, asking.make)
     _finish(shards, accelerator)
@@ -138,8 +146,9 @@ def _announce(talk: Talk, what: str, shards: Shards, todo: int, each: str = "") 
 def _finish(shards: Shards, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
     shards.refresh()
-    if accelerator.is_main_process:
-        sweep(shards.folder)
+    if accelerator.is_main_process and shards.folder.exists():
+        with suppress(PermissionError):  # of a finished store that is for reading only
+            sweep(shards.folder)
 
 
 def teacher_accuracy(recipe: Recipe, clips: ClipSet) -> dict[str, dict[str, float]]:

@@ -18,7 +18,6 @@ from distill.randomness import number
 from distill.run_log import Talk, percent
 from distill.shards import files
 from distill.shards.grid import Shards
-from distill.teaching.teacher import LiveTeacher
 
 if TYPE_CHECKING:
     from distill.teaching.asking import Asking
@@ -29,18 +28,19 @@ NOTABLE, TOO_FAR = 1e-3, 0.05  # differences of logits, as shares of their sprea
 QUICK = 0.5  # seconds: a teacher that is faster is timed on a whole batch
 
 
-def compare_with_beginning(shards: Shards, teacher: LiveTeacher, device: torch.device, talk: Talk) -> None:
+def compare_with_beginning(shards: Shards, asking: Asking, talk: Talk) -> None:
     """Keep what the teacher says about some noise when a store is begun, and compare whenever a job goes on with it.
 
     The same weights may answer differently on another GPU, or with other versions of libraries.
     """
     path, about = shards.folder / BEGINNING, {"store": shards.folder.name}
-    with torch.no_grad():
-        found = teacher(noise(teacher.spec).to(device)).float()
-    logits = found.dense.cpu().numpy()
-    publish(path, lambda part: part.write_bytes(files.encode({"logits": logits}, about)), once=True)
-    share = furthest(logits, files.read(path, about)["logits"])
-    if share > TOO_FAR:
+    answer = asking.teacher(noise(asking.teacher.spec).to(asking.device)).float()
+    found = {"logits": answer.dense.cpu().numpy()}
+    found |= {} if answer.feature is None else {"feature": answer.feature.cpu().numpy()}
+    publish(path, lambda part: part.write_bytes(files.encode(found, about)), once=True)
+    began = files.read(path, about)
+    share = max(furthest(found[name], began[name]) for name in found)
+    if not share <= TOO_FAR:
         raise UserError(
             f"{shards.folder} was begun by a teacher whose answers to the same frames are {percent(share)} of their "
             "spread away from those here; go on where it was begun, or take another cache.folder"
@@ -63,36 +63,34 @@ def noise(spec: ClipSpec) -> Clips:
     return Clips(frames=torch.from_numpy(frames), label=torch.full((CLIPS,), -1), index=place, view=place)
 
 
-def expect(
-    asking: Asking, frames: Frames, look_at: Callable[[list[int]], list[int]], todo: int, workers: int, world: int
-) -> str:
-    """The size of what will be kept, and the time it will take, as measured on one of the clips."""
+def expect(asking: Asking, frames: Frames, numbers: list[int], todo: int, workers: int, world: int) -> str:
+    """The size of what will be kept, and the time it will take, as measured on one clip in the views of a record."""
     for clip in range(len(asking.clips.manifest.clips)):
         try:
-            reading, views = _timed(frames.get, clip, look_at([0]))
+            reading, views = _timed(frames.get, clip, numbers)
             break
         except ClipError:
             continue
     else:
         return "none of the clips can be read"
-    shown = [torch.from_numpy(view) for view in views]
-    looks = len(shown)
-    asking.ask(shown[:1])
-    teaching, answer = _timed(asking.ask, shown[:1])
+    shown = [torch.from_numpy(view) for view in views[:1]]
+    asking.ask(shown)
+    teaching, answer = _timed(asking.ask, shown)
     if teaching < QUICK:
-        seconds, _ = _timed(asking.ask, shown[:1] * asking.batch)
+        seconds, _ = _timed(asking.ask, shown * asking.batch)
         teaching = seconds / asking.batch
-    row = asking.pack(answer, np.zeros((1, 20), np.uint8))
-    each = sum(rows.nbytes for rows in row.values())
-    reading /= max(1, min(workers, os.cpu_count() or 1))
+    each = sum(rows.nbytes for rows in asking.pack(answer, np.zeros((1, 20), np.uint8)).values())
+    looks = len(numbers) if asking.options.test_clips else 1
+    teaching *= looks
+    reading *= looks / len(numbers) / max(1, min(workers, os.cpu_count() or 1))
     # On a CPU readers and teacher take turns on the same cores; beside a GPU they work at once.
-    per_clip = looks * teaching + reading if asking.device.type == "cpu" else max(looks * teaching, reading)
+    record = teaching + reading if asking.device.type == "cpu" else max(teaching, reading)
     line = (
-        f"{each:,} bytes each, {size(each * todo)}; about {duration(todo * per_clip / world)} "
-        f"(teacher {1 / teaching / looks:.3g} clips/s, reading {1 / reading:.3g} clips/s"
+        f"{each:,} bytes each, {size(each * todo)}; about {duration(todo * record / world)} "
+        f"(teacher {1 / teaching:.3g} a second, reading {1 / reading:.3g} a second"
         + (f", {world} processes)" if world > 1 else ")")
     )
-    return line + _effect(asking, shown[:1], answer)
+    return line + _effect(asking, shown, answer)
 
 
 def _effect(asking: Asking, shown: list[torch.Tensor], answer: TeacherOutput) -> str:

@@ -55,6 +55,8 @@ class CacheOptions:
     """Compile the teacher first: minutes at the start, faster on a GPU."""
     rows: int = 100
     """How many records `distill cache verify` makes again and compares."""
+    failed: bool = False
+    """Whether `distill cache prune` forgets the clips that could not be read, so that they are tried again."""
     others: bool = False
     """Whether `distill cache prune` removes the stores of other recipes too."""
     batch: int = 0
@@ -113,7 +115,8 @@ def pack(answer: TeacherOutput, seen: np.ndarray, precision: str, largest: int) 
     kind = PRECISIONS[precision]
 
     def stored(value: torch.Tensor) -> np.ndarray:
-        rows: np.ndarray = value.float().cpu().numpy().astype(kind)
+        with np.errstate(over="ignore"):  # whoever asked looks for infinite numbers
+            rows: np.ndarray = value.float().cpu().numpy().astype(kind)
         return rows
 
     fields = {"seen": seen}
@@ -161,8 +164,8 @@ class CachedTeacher:
         unread = ~kept.any(1)
         if unread.any():
             raise UserError(
-                f"{self.name(int(index[unread][0]))} could not be read when the teacher was asked; "
-                "distill cache prune with the same recipe forgets that, then cache again"
+                f"{self.name(int(index[unread][0]))} could not be read when the teacher was asked; to try again: "
+                "distill cache prune with the same recipe and cache.failed=true, then distill cache"
             )
         if clips.seen is None or self.soft_labels:
             return

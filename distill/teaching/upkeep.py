@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Collection, Iterator
@@ -17,7 +18,7 @@ from distill.errors import UserError
 from distill.randomness import generator
 from distill.recipe import Recipe
 from distill.run_log import Talk
-from distill.shards.grid import FAILED, Needs, Shards
+from distill.shards.grid import Needs, Shards, parse, parse_view
 from distill.teaching.asking import Asking
 from distill.teaching.caching import all_needs, output_needs, source_of_frames
 from distill.teaching.expectations import size
@@ -34,10 +35,10 @@ def stores(recipe: Recipe, clips: ClipSet) -> list[Store]:
     found: list[Store] = []
     if isinstance(clips.frames, StoredFrames):
         found.append(("frames", clips.frames.shards, all_needs(recipe, clips)))
-    if recipe.teacher is not None:
+    if recipe.teacher is not None and recipe.cache.outputs:
         found.append(("outputs", cached_outputs(recipe, clips), output_needs(recipe, clips)))
     if not found:
-        raise UserError("this recipe keeps nothing: it has no teacher and cache.frames is false")
+        raise UserError("this recipe keeps nothing: neither teacher outputs nor frames")
     return found
 
 
@@ -57,7 +58,7 @@ def status(recipe: Recipe) -> dict[str, Any]:
         talk.table(f"{group}: {shards.folder}", ("", "records", "on disk"), rows)
         for key, value in shards.spec.items():
             talk.say(f"  {key}: {_brief(value)}")
-        failed = shards.failures(needs)
+        failed = {clip for found in shards.failures(needs).values() for clip in found}
         if failed:
             names = ", ".join(clips.manifest.clips[i].id for i in sorted(failed)[:5])
             talk.say(f"  {len(failed)} clips could not be read: {names}{', ...' if len(failed) > 5 else ''}")
@@ -112,22 +113,25 @@ def verify(recipe: Recipe) -> dict[str, Any]:
     clips, talk = see_clips(recipe, accelerator), Talk(accelerator.is_main_process)
     found: dict[str, Any] = {}
     damaged = []
-    for group, shards, _ in stores(recipe, clips):
+    for group, shards, needs in stores(recipe, clips):
         started, weight, count = time.perf_counter(), 0, 0
         for path in sorted(shards.folder.rglob("*.safetensors")):
             count, weight = count + 1, weight + path.stat().st_size
             try:
-                shards.check(path)
+                if not shards.check(path):
+                    talk.say(f"not of this store: {path}")
             except UserError as error:
                 damaged.append(str(error))
         seconds = time.perf_counter() - started
         talk.say(f"{group}: {count} files, {size(weight)} read in {seconds:.2f} s ({size(weight / seconds)}/s)")
+        lacking = sum(map(len, shards.missing(needs).values()))
         found[group] = {"files": count, "bytes": weight, "gigabytes_per_second": weight / seconds / 1e9}
+        found[group]["missing_records"] = lacking
     if damaged:
         for line in damaged:
             talk.warn(line)
         raise UserError(f"{len(damaged)} files are damaged; delete them and run the caching job again")
-    if recipe.teacher is not None and recipe.cache.rows:
+    if "outputs" in found and recipe.cache.rows:
         found["outputs"] |= _ask_again(recipe, clips, accelerator.device)
     return found
 
@@ -138,11 +142,15 @@ def _ask_again(recipe: Recipe, clips: ClipSet, device: torch.device) -> dict[str
     teacher = open_teacher(recipe.teacher, clips.manifest.classes, recipe.cache.maps, recipe.cache.autocast)
     asking = Asking(teacher.to(device), recipe.cache, clips, device)
     frames, look_at = source_of_frames(recipe.cache, clips)
-    look, worst = Look(clips, frames), dict[str, float]()
+    look, worst = Look(clips, frames, {}), dict[str, float]()
     chosen = list(_some(shards, needs, recipe.cache.rows))
+    unread = 0
     for index, view in chosen:
-        ((_, again),) = asking.make(iter([look((index, look_at([view])))]), [view])
         kept, row = shards.record("", index, view)
+        if not kept["seen"][row].any():
+            unread += 1
+            continue
+        ((_, again),) = asking.make(iter([look((index, look_at([view])))]), [view])
         if not np.array_equal(again["seen"][0], kept["seen"][row]):
             raise UserError(f"{clips.name(index)}: view {view} does not look as it did when the teacher saw it")
         for name, rows in again.items():
@@ -156,7 +164,9 @@ def _ask_again(recipe: Recipe, clips: ClipSet, device: torch.device) -> dict[str
             f"{shards.folder} is not what this teacher says: "
             + ", ".join(f"{name} is off by {value:.2g} of its size" for name, value in off.items())
         )
-    return {"asked_anew": len(chosen)} | {f"largest_difference.{name}": value for name, value in worst.items()}
+    return {"asked_anew": len(chosen) - unread, "never_read": unread} | {
+        f"largest_difference.{name}": value for name, value in worst.items()
+    }
 
 
 def _some(shards: Shards, needs: Needs, count: int) -> Iterator[tuple[int, int]]:
@@ -173,8 +183,8 @@ def _some(shards: Shards, needs: Needs, count: int) -> Iterator[tuple[int, int]]
 def prune(recipe: Recipe) -> dict[str, Any]:
     """Remove from a recipe's cache what the recipe does not need.
 
-    That is: views beyond clips.views.count, maps it does not name, records of clips that could not be read (to try
-    again), and what killed jobs left behind.
+    That is: views beyond clips.views.count, maps it does not name, and what killed jobs left behind. With
+    cache.failed=true also the shards with clips that could not be read, so that the next job tries them again.
 
     distill cache prune recipe=quickstart
     distill cache prune recipe=quickstart cache.others=true
@@ -188,7 +198,12 @@ def prune(recipe: Recipe) -> dict[str, Any]:
         return {}
     kept, freed = stores(recipe, clips), 0
     for _, shards, needs in kept:
-        for path in _superfluous(shards, needs):
+        failed = shards.failures(needs) if recipe.cache.failed else {}
+        again = [key for key, found in failed.items() if not all(clips.manifest.clips[i].broken for i in found)]
+        if again:
+            count = sum(len(shards.members(shard)) for shard, _ in again)
+            talk.say(f"{count:,} records are to be made again for the sake of those that could not be read")
+        for path in _superfluous(shards, needs, again):
             freed += path.stat().st_size
             path.unlink()
     mine = {shards.folder for _, shards, _ in kept}
@@ -196,18 +211,21 @@ def prune(recipe: Recipe) -> dict[str, Any]:
         for folder in _others(recipe, mine):
             freed += _weight(folder)
             talk.say(f"removing {folder}")
-            shutil.rmtree(folder)
+            if folder.is_symlink():
+                folder.unlink()
+            else:
+                shutil.rmtree(folder)
     return {"freed": size(freed)}
 
 
-def _superfluous(shards: Shards, needs: Needs) -> Iterator[Path]:
-    for note in sorted((shards.folder / FAILED).glob("*.json")):
-        view, shard = (int(part[1:]) for part in note.stem.split("."))
+def _superfluous(shards: Shards, needs: Needs, again: Collection[tuple[int, int]]) -> Iterator[Path]:
+    """Files of ours that nobody needs, and those of the shards to make again; what is not ours stays."""
+    for shard, view in again:
         yield from (path for path in shards.files(view, shard) if path.exists())
-        yield note
     for folder in sorted(shards.folder.glob("v*")):
-        view = int(folder.name[1:])
-        for path in sorted(folder.iterdir()):
-            ours = {found.name for found in shards.files(view, int(path.name.lstrip(".")[1:6]))}
-            if (view not in needs or path.name not in ours) and path.exists():
+        held = parse_view(folder.name)
+        for path in sorted(folder.iterdir()) if held is not None and folder.is_dir() else ():
+            part = re.fullmatch(r"\.(.+)\.\d+-\w+\.part", path.name)
+            found = parse(part[1] if part else path.name)
+            if found and path.is_file() and (part or held not in needs or found[1] not in shards.parts):
                 yield path
