@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from kill_cache import tree
+from safetensors.torch import load_file, save_file
 from teacher_examples import Example
 from teacher_examples import make as make_teacher
 from torch.utils.data import get_worker_info
@@ -455,6 +456,15 @@ def test_answers_that_are_no_numbers_and_answers_that_are_too_large(
     else:
         assert re.search(r"clip motion.*: its logits are too large for float16; say cache.precision=float32", said)
         assert len(said.strip().splitlines()) == 1
+
+
+def test_a_teacher_that_answers_no_numbers_at_all_is_refused(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    weights = load_file(run / "student.safetensors")
+    nothing = {name: value.float() * torch.nan for name, value in weights.items()}
+    save_file(nothing, tmp_path / "run" / "student.safetensors")
+    assert command.run("cache", arguments(tmp_path / "run", tmp_path)) == 2
+    assert "the teacher's answer to plain noise is not a number" in capsys.readouterr().err
 
 
 def test_clips_that_are_known_to_be_broken_stay_as_they_are(tmp_path: Path) -> None:

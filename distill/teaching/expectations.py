@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +18,11 @@ from distill.randomness import number
 from distill.run_log import Talk, percent
 from distill.shards import files
 from distill.shards.grid import Shards
-
-if TYPE_CHECKING:
-    from distill.teaching.asking import Asking
+from distill.teaching.asking import Asking
 
 BEGINNING = "beginning.safetensors"
 CLIPS = 2  # of noise that every job puts before the teacher
-NOTABLE, TOO_FAR = 1e-3, 0.05  # differences of logits, as shares of their spread
+NOTABLE, TOO_FAR = 1e-3, 0.05  # differences of answers, as shares of their spread
 QUICK = 0.5  # seconds: a teacher that is faster is timed on a whole batch
 
 
@@ -37,10 +35,12 @@ def compare_with_beginning(shards: Shards, asking: Asking, talk: Talk) -> None:
     answer = asking.teacher(noise(asking.teacher.spec).to(asking.device)).float()
     found = {"logits": answer.dense.cpu().numpy()}
     found |= {} if answer.feature is None else {"feature": answer.feature.cpu().numpy()}
+    if not all(np.isfinite(rows).all() for rows in found.values()):
+        raise UserError("the teacher's answer to plain noise is not a number; are its weights whole?")
     publish(path, lambda part: part.write_bytes(files.encode(found, about)), once=True)
     began = files.read(path, about)
     share = max(furthest(found[name], began[name]) for name in found)
-    if not share <= TOO_FAR:
+    if share > TOO_FAR:
         raise UserError(
             f"{shards.folder} was begun by a teacher whose answers to the same frames are {percent(share)} of their "
             "spread away from those here; go on where it was begun, or take another cache.folder"
@@ -50,7 +50,7 @@ def compare_with_beginning(shards: Shards, asking: Asking, talk: Talk) -> None:
 
 
 def furthest(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest difference between logits, as a share of their spread."""
+    """The largest difference between two answers, as a share of their spread."""
     return float(np.abs(one - other).max() / max(float(other.std()), 1e-12))
 
 
