@@ -5,6 +5,7 @@ A plug-in is a module with a dataclass `Options` and a function `build(options, 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from dataclasses import field, make_dataclass
@@ -27,6 +28,7 @@ def module(kind: str, name: str) -> ModuleType:
     return importlib.import_module(f"{KINDS[kind]}.{name}")
 
 
+@functools.cache  # one class for each plug-in, so that copies of options equal each other
 def schema(kind: str, name: str) -> type[Any]:
     """The plug-in's Options with its name in front, as it stands in a recipe."""
     options = module(kind, name).Options
