@@ -133,8 +133,19 @@ def test_missing_and_gaps_tell_what_is_not_there(tmp_path: Path) -> None:
 def test_reading_what_is_not_there_says_so(tmp_path: Path) -> None:
     store = shards(tmp_path)
     fill(store, [0])
-    with pytest.raises(UserError, match=r"no records of the clips \[3\] in view 1; run the caching job|has not all"):
+    with pytest.raises(UserError, match=r"has no records of the clips \[3\] in view 1; run the caching job"):
         store.read(["logits"], np.array([3]), np.array([1]))
+    part = shards(tmp_path / "part")
+    fill(part, [0], most=1)
+    assert_right(part, np.arange(ROWS), np.zeros(ROWS, np.int64))
+    with pytest.raises(UserError, match=r"has no records of the clips \[9\] in view 0"):
+        part.read(["logits"], np.array([1, 9]), np.array([0, 0]))
+    with pytest.raises(UserError, match=r"has no records of the clips \[9\] in view 0"):
+        part.record("", 9, 0)
+    assert store.missing(needs(store, [0])) == {}
+    store.path(0, 2).unlink()
+    with pytest.raises(UserError, match="was there and is gone"):
+        store.read(["logits"], np.array([9]), np.array([0]))
 
 
 # ---------------------------------------------------------------- clips join and leave

@@ -228,10 +228,18 @@ class Shards:
         return [np.concatenate(rows)[back] for rows in zip(*found, strict=True)]
 
     def _read(self, fields: Sequence[str], index: np.ndarray, view: int) -> list[np.ndarray]:
-        shards, rows = self._places(index, view)
-        return [self._column(view, field, shards, index).take(shards, rows) for field in fields]
+        shards, rows = self._found(index, view)
+        return [self._column(view, field, shards).take(shards, rows) for field in fields]
 
-    def _column(self, view: int, field: str, shards: np.ndarray, index: np.ndarray) -> Column:
+    def _found(self, index: np.ndarray, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shard and row of these clips in a view, all of which are there."""
+        shards, rows = self._places(index, view)
+        if (shards < 0).any():
+            lacking = index[shards < 0][:5].tolist()
+            raise UserError(f"{self.folder} has no records of the clips {lacking} in view {view}; run the caching job")
+        return shards, rows
+
+    def _column(self, view: int, field: str, shards: np.ndarray) -> Column:
         """The field's rows in a view, with at least these shards of it mapped."""
         column = self._columns.get((view, field))
         if column is None or not column.starts[shards].all():
@@ -240,26 +248,23 @@ class Shards:
                 self._open.clear()
                 self._columns.clear()
             for shard in wanted:
-                self.shard(view, shard, _part(field), index)
+                self.shard(view, shard, _part(field))
             column = self._columns[view, field]
         return column
 
     def record(self, part: str, index: int, view: int) -> tuple[dict[str, np.ndarray], int]:
         """All fields of the shard that a record is in, and its row there."""
-        (shard,), (row,) = self._places(np.array([index]), view)
-        return self.shard(view, int(shard), part, np.array([index])), int(row)
+        (shard,), (row,) = self._found(np.array([index]), view)
+        return self.shard(view, int(shard), part), int(row)
 
-    def shard(self, view: int, shard: int, part: str, index: np.ndarray) -> dict[str, np.ndarray]:
-        """The fields of a shard, mapped and checked once; `index` is for whom."""
+    def shard(self, view: int, shard: int, part: str) -> dict[str, np.ndarray]:
+        """The fields of a shard that is there, mapped and checked once."""
         key = view, shard, part
         if key in self._open:
             return self._open[key]
-        path = (self.source / _folder(view)).path(_name(shard, part)) if shard >= 0 else None
+        path = (self.source / _folder(view)).path(_name(shard, part))
         if path is None:
-            raise UserError(
-                f"{self.folder} has not all records of the clips {index[:5].tolist()} in view {view}; "
-                "run the caching job"
-            )
+            raise UserError(f"{self.path(view, shard, part)} was there and is gone; run the caching job again")
         found = self._open[key] = files.read(path, self._about(view, shard, part))
         for field, rows in found.items():
             column = self._columns.setdefault((view, field), Column(rows, self.roll.shards))
