@@ -32,6 +32,8 @@ def main() -> None:
         prints = gather_object([fingerprint(options)])
         assert prints[0] == prints[1]
         accelerator.print("alike", name)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # else a process may end while gloo's threads are at work, which C++ punishes
 
 
 if __name__ == "__main__":
