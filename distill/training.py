@@ -70,8 +70,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if all(clips.manifest.clips[index].broken for index in held_out):
         why = "none of the test clips can be read (distill clips says why)" if held_out else "there are no test clips"
         raise UserError(f"{why}, so nothing could be said about the student")
-    require_cache(recipe, clips, objective)
-    clips = without_failures(recipe, clips, objective)
+    require_cached_frames(recipe, clips)
+    if objective.needs_teacher and recipe.cache.outputs:
+        clips = with_cached_answers(recipe, clips)
     torch.manual_seed(number(recipe.seed, "weights"))
     student = build_student(recipe.student, len(clips.manifest.classes))
     loop = make_loop(recipe, clips, student, objective, accelerator, talk)
@@ -188,13 +189,10 @@ def batch_spec(recipe: Recipe, manifest: Manifest) -> ClipSpec:
     return spec.union(wants(recipe.teacher)) if recipe.teacher else spec
 
 
-def require_cache(recipe: Recipe, clips: ClipSet, objective: Objective) -> None:
-    """Say at once, not at step 700, what the cache lacks."""
-    views = range(1, recipe.clips.views.count + 1)
-    require_frames(clips, clips.training(), views)
+def require_cached_frames(recipe: Recipe, clips: ClipSet) -> None:
+    """Say at once, not at step 700, which frames the cache lacks."""
+    require_frames(clips, clips.training(), range(1, recipe.clips.views.count + 1))
     require_frames(clips.for_tests(), clips.manifest.of("val") + clips.manifest.of("test"), [0])
-    if objective.needs_teacher and recipe.cache.outputs:
-        cached_outputs(recipe, clips).require(needed(recipe.cache, clips, clips.training()), FILL)
 
 
 def require_frames(clips: ClipSet, indices: Sequence[int], views: Sequence[int]) -> None:
@@ -202,12 +200,11 @@ def require_frames(clips: ClipSet, indices: Sequence[int], views: Sequence[int])
         clips.frames.shards.require(dict.fromkeys(views, np.asarray(indices, np.int64)), FILL)
 
 
-def without_failures(recipe: Recipe, clips: ClipSet, objective: Objective) -> ClipSet:
-    """The clips as if those were broken that could not be read when the teacher was asked."""
-    if not (objective.needs_teacher and recipe.cache.outputs):
-        return clips
-    needs = needed(recipe.cache, clips, clips.training())
-    failed = {clip for found in cached_outputs(recipe, clips).failures(needs).values() for clip in found}
+def with_cached_answers(recipe: Recipe, clips: ClipSet) -> ClipSet:
+    """Refuse to go on without all records; the clips as if those were broken that the teacher could not be shown."""
+    shards, needs = cached_outputs(recipe, clips), needed(recipe.cache, clips, clips.training())
+    shards.require(needs, FILL)
+    failed = {clip for found in shards.failures(needs).values() for clip in found}
     return clips.with_trouble(failed, "could not be read when the teacher was asked") if failed else clips
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
+import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -94,10 +95,20 @@ def digest_file(path: Path, origin: str = "") -> str:
     """The digest of a file's tensors: the same weights in another container, under another name, are the same."""
     if not path.is_file():
         read_weights(path, origin)
-    facts = path.stat()
-    return _digest_file(path, facts.st_size, facts.st_mtime_ns)
+    return digest_parts([path])
+
+
+def digest_parts(paths: Sequence[Path]) -> str:
+    """The digest of tensors that stand in several files, read once while the files stay as they are."""
+    facts = [path.stat() for path in paths]
+    return _digest_parts(tuple(paths), tuple((found.st_size, found.st_mtime_ns) for found in facts))
 
 
 @functools.lru_cache(maxsize=16)
-def _digest_file(path: Path, size: int, changed: int) -> str:
-    return digest_weights(read_weights(path))
+def _digest_parts(paths: tuple[Path, ...], states: tuple[tuple[int, int], ...]) -> str:
+    return digest_weights({name: value for path in paths for name, value in read_weights(path).items()})
+
+
+def digest_facts(facts: Any) -> str:
+    """Of whatever JSON can hold; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

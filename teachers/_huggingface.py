@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from distill.weights import digest_file, digest_weights, read_weights
-
 Pixels = tuple[list[float], list[float]]  # mean and standard deviation of each colour, of pixels in 0..1
 WORDS = ("merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
 SET_MEAN = "set teacher.mean and teacher.std, three numbers each, for pixels in 0..1"
@@ -170,14 +168,6 @@ def find_weights(folder: Path) -> list[Path]:
             "{'format': 'pt'})"
         )
     raise ValueError(f"{folder} has no model.safetensors; on the Hub another revision may have it (teacher.revision)")
-
-
-def digest_tensors(folder: Path) -> str:
-    """Of all tensors, however many files they stand in."""
-    files = find_weights(folder)
-    if len(files) == 1:
-        return digest_file(files[0])
-    return digest_weights({name: value for file in files for name, value in read_weights(file).items()})
 
 
 def digest_words(folder: Path) -> str:

@@ -14,8 +14,6 @@ Shape legend: B clips, T frames, N = B*T pictures, E embedding width, K classes,
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +27,7 @@ from torch.nn import functional as F
 
 from distill.labels import read_labels
 from distill.outputs import ClipSpec, TeacherOutput
-from distill.weights import digest_file, read_weights
+from distill.weights import digest_facts, digest_file, read_weights
 from teachers import _open_clip
 from teachers._frames import Normalise
 from teachers._open_clip import Card, Source
@@ -163,7 +161,7 @@ def fingerprint(options: Options) -> str:
     else:
         facts |= {"templates": list(options.templates), "tokenizer": _open_clip.digest_tokenizer(source, card)}
         facts["temperature"] = options.temperature if options.pool == "attention" else None
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return digest_facts(facts)
 
 
 def wants(options: Options) -> ClipSpec:

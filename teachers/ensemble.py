@@ -11,8 +11,6 @@ Shape legend: B clips, T frames, H and W pixels, K classes of the data set, M me
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 from distill import plugins
 from distill.labels import columns
 from distill.outputs import ClipSpec, TeacherOutput
+from distill.weights import digest_facts
 
 
 @dataclass
@@ -97,7 +96,7 @@ def build(options: Options, classes: Sequence[str]) -> Ensemble:
 
 def fingerprint(options: Options) -> str:
     facts = [_ask_all(options, "fingerprint"), options.average, _shares(options)]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return digest_facts(facts)
 
 
 def wants(options: Options) -> ClipSpec:

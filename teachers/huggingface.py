@@ -12,8 +12,6 @@ tubelet), G patches along a side, N tokens.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from distill.labels import read_labels
 from distill.outputs import ClipSpec, TeacherOutput
+from distill.weights import digest_facts, digest_parts
 from teachers import _huggingface as files
 from teachers._frames import Normalise
 
@@ -219,8 +218,8 @@ def fingerprint(options: Options) -> str:
     else:
         words = _own_classes(options, folder, config)
     seen = [_spec(options, config).frames, *_pixels(options, folder, config)]
-    facts = [_shape(config.to_dict()), seen, words, files.digest_tensors(folder)]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    facts = [_shape(config.to_dict()), seen, words, digest_parts(files.find_weights(folder))]
+    return digest_facts(facts)
 
 
 def _shape(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,6 @@ Shape legend: B clips, T frames, P = T-1 pairs, N patches of a frame, E width of
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -34,7 +32,7 @@ from torch.nn import functional as F
 
 from distill.labels import read_labels
 from distill.outputs import ClipSpec, TeacherOutput
-from distill.weights import digest_file, read_weights, unwrap
+from distill.weights import digest_facts, digest_file, read_weights, unwrap
 from teachers._frames import Normalise
 from teachers._ila_parts import ClipBlock, FrameMixer, Prompts, Transformer, VisualTower
 
@@ -347,7 +345,7 @@ def _tokens(names: Sequence[str]) -> Tensor:
 def fingerprint(options: Options) -> str:
     weights = digest_file(Path(options.weights), ORIGIN)
     labels = read_labels(Path(options.labels)) if options.labels else []
-    return hashlib.sha256(json.dumps([weights, labels]).encode()).hexdigest()
+    return digest_facts([weights, labels])
 
 
 def wants(options: Options) -> ClipSpec:

@@ -9,8 +9,6 @@ Shape legend: B clips, T frames, N = B videos or B*T pictures, K classes, D feat
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections import OrderedDict
@@ -26,7 +24,7 @@ from torch import Tensor, nn
 
 from distill.labels import read_labels
 from distill.outputs import ClipSpec, TeacherOutput
-from distill.weights import digest_file, read_weights
+from distill.weights import digest_facts, digest_file, read_weights
 from teachers._frames import Normalise
 from teachers._loading import load_strictly
 
@@ -113,7 +111,7 @@ def fingerprint(options: Options) -> str:
         "sees": [spec.frames, spec.size, *preset.mean, *preset.std],
         "average": None if _is_video(options) else options.average,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return digest_facts(facts)
 
 
 def wants(options: Options) -> ClipSpec:

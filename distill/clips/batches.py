@@ -13,7 +13,7 @@ import torch
 
 from distill.clips import views
 from distill.clips.clipset import ClipSet
-from distill.clips.frames import ClipError, DecodedFrames, blank
+from distill.clips.frames import ClipError, DecodedFrames, blank, unseen
 from distill.clips.workers import spread
 from distill.errors import UserError
 from distill.outputs import Clips
@@ -122,7 +122,7 @@ class _Load:
 
     def _seen(self, index: int, views: Sequence[int], frames: np.ndarray | None) -> np.ndarray:
         if frames is None:
-            return np.zeros((len(views), 20), np.uint8)
+            return unseen(len(views))
         return self.clips.frames.seen(index, views, frames)
 
     def _views(self, index: int, views: Sequence[int], failures: dict[int, str]) -> np.ndarray | None:

@@ -23,7 +23,8 @@ from distill.shards.grid import Shards
 
 SHARD_BYTES = 32 << 20  # of frames that one view of a shard holds, so that a caching job fits in memory
 FORMS = ("raw", "jpeg")
-DRAWN = 16  # bytes of Clips.seen that tell what the view drew
+SEEN = 20  # bytes of Clips.seen for a view
+DRAWN = 16  # of them that tell what the view drew
 
 
 class ClipError(UserError):
@@ -117,10 +118,12 @@ class StoredFrames:
 
     def get(self, index: int, numbers: Sequence[int]) -> np.ndarray:
         keys = np.full(len(numbers), index), np.asarray(numbers)
-        if not self.shards.read(["seen"], *keys)[0].any(1).all():
+        raw = ["frames"] if self.form == "raw" else []
+        seen, *frames = self.shards.read(["seen", *raw], *keys)
+        if not seen.any(1).all():
             raise ClipError(f"clip number {index} could not be read when frames were cached")
-        if self.form == "raw":
-            return self.shards.read(["frames"], *keys)[0]
+        if frames:
+            return frames[0]
         return np.stack([self._decoded(index, number) for number in numbers])
 
     def _decoded(self, index: int, number: int) -> np.ndarray:
@@ -166,6 +169,11 @@ def checksum(frames: np.ndarray) -> np.ndarray:
 def blank(views: int, spec: ClipSpec) -> np.ndarray:
     """What stands for the views of a clip that gives no frames."""
     return np.zeros((views, spec.frames, 3, spec.size, spec.size), np.uint8)
+
+
+def unseen(views: int) -> np.ndarray:
+    """What stands for `seen` of a clip that gives no frames."""
+    return np.zeros((views, SEEN), np.uint8)
 
 
 def identity(options: views.ViewOptions, spec: ClipSpec, decoder: str) -> dict[str, Any]:

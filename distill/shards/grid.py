@@ -62,11 +62,14 @@ class Shards:
 
     def refresh(self) -> None:
         """Look again at what there is."""
-        self.roll.refresh()
-        self._rows += [_rows_of(segment, self.keys) for segment in self.roll.segments[len(self._rows) :]]
+        self._refresh_roll()
         self._there: dict[int, np.ndarray] = {}
         self._open: dict[tuple[int, int, str], dict[str, np.ndarray]] = {}
         self._columns: dict[tuple[int, str], Column] = {}
+
+    def _refresh_roll(self) -> None:
+        self.roll.refresh()
+        self._rows += [_rows_of(segment, self.keys) for segment in self.roll.segments[len(self._rows) :]]
 
     # ------------------------------------------------------------ what is there, and what is not
 
@@ -142,8 +145,7 @@ class Shards:
         names = (self.source / _folder(view)).names()
         parsed = [found for name in names if (found := parse(name)) is not None]
         if max((shard for shard, _ in parsed), default=-1) >= self.roll.shards:
-            self.roll.refresh()
-            self._rows += [_rows_of(segment, self.keys) for segment in self.roll.segments[len(self._rows) :]]
+            self._refresh_roll()
         if max((shard for shard, _ in parsed), default=-1) >= self.roll.shards:
             raise UserError(
                 f"{self.folder / files.LISTS} does not list the clips of all shards in {_folder(view)}; restore it "

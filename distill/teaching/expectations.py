@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.clips.frames import ClipError, Frames
+from distill.clips.frames import ClipError, Frames, unseen
 from distill.errors import UserError
 from distill.files import publish
 from distill.outputs import Clips, ClipSpec, TeacherOutput
@@ -79,7 +79,7 @@ def expect(asking: Asking, frames: Frames, numbers: list[int], todo: int, worker
     if teaching < QUICK:
         seconds, _ = _timed(asking.ask, shown * asking.batch)
         teaching = seconds / asking.batch
-    each = sum(rows.nbytes for rows in asking.pack(answer, np.zeros((1, 20), np.uint8)).values())
+    each = sum(rows.nbytes for rows in asking.pack(answer, unseen(1)).values())
     looks = len(numbers) if asking.options.test_clips else 1
     teaching *= looks
     reading *= looks / len(numbers) / max(1, min(workers, os.cpu_count() or 1))

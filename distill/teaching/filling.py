@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from distill.clips.clipset import ClipSet
-from distill.clips.frames import ClipError, Frames, StoredFrames, blank, frame_bytes
+from distill.clips.frames import ClipError, Frames, blank, frame_bytes, unseen
 from distill.clips.workers import StuckError, spread
 from distill.run_log import Talk, Track
 from distill.shards.claims import Claims
@@ -63,8 +63,8 @@ class Look:
                 return Looked(index, torch.from_numpy(frames), torch.from_numpy(seen))
             except ClipError as error:
                 why = str(error)
-        nothing = np.zeros((len(views), 20), np.uint8)
-        return Looked(index, torch.from_numpy(blank(len(views), self.clips.spec)), torch.from_numpy(nothing), why)
+        nothing = torch.from_numpy(blank(len(views), self.clips.spec))
+        return Looked(index, nothing, torch.from_numpy(unseen(len(views))), why)
 
 
 @dataclass
@@ -122,7 +122,7 @@ class Filling:
 
     def workers(self, frames: Frames) -> int:
         """Processes that read; frames that are kept already need none."""
-        return 0 if isinstance(frames, StoredFrames) else self.clips.options.workers
+        return replace(self.clips, frames=frames).workers
 
     def at_once(self, views: list[int]) -> list[list[int]]:
         """The views in turns that fit in memory, clip by clip."""

@@ -20,9 +20,9 @@ from distill.clips.views import CROPS
 from distill.errors import UserError
 from distill.outputs import Clips, TeacherOutput, TopK
 from distill.shards.grid import MAPS, Needs, Shards
+from distill.teaching.teacher import AUTOCAST
 
 PRECISIONS = {"float16": np.float16, "float32": np.float32}
-AUTOCASTS = ("no", "bf16", "fp16")
 ALL_LOGITS = 1000  # up to this many classes all logits are kept unless told otherwise
 LARGEST = 50  # so many of more classes
 
@@ -74,7 +74,7 @@ class CacheOptions:
 
 
 def check(options: CacheOptions) -> None:
-    for key, known in (("precision", PRECISIONS), ("autocast", AUTOCASTS), ("form", FORMS)):
+    for key, known in (("precision", PRECISIONS), ("autocast", AUTOCAST), ("form", FORMS)):
         if getattr(options, key) not in known:
             raise UserError(f"cache.{key} is {getattr(options, key)!r}; known: {', '.join(known)}")
     for key in ("top_k", "test_clips", "batch", "rows"):

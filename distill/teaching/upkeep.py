@@ -49,12 +49,13 @@ def status(recipe: Recipe) -> dict[str, Any]:
     """
     accelerator = start(recipe)
     clips, talk = see_clips(recipe, accelerator), Talk(accelerator.is_main_process)
-    for group, shards, needs in stores(recipe, clips):
-        missing = shards.missing(needs)
+    kept = stores(recipe, clips)
+    for group, shards, needs in kept:
+        there = _present(shards, needs)
         rows = []
         for view, wanted in needs.items():
-            there, weight = len(wanted) - len(missing.get(view, ())), _weight(shards.folder / f"v{view:03d}")
-            rows.append((f"view {view}", f"{there:,} of {len(wanted):,}", size(weight)))
+            weight = _weight(shards.path(view, 0).parent)
+            rows.append((f"view {view}", f"{len(there[view]):,} of {len(wanted):,}", size(weight)))
         talk.table(f"{group}: {shards.folder}", ("", "records", "on disk"), rows)
         for key, value in shards.spec.items():
             talk.say(f"  {key}: {_brief(value)}")
@@ -62,8 +63,8 @@ def status(recipe: Recipe) -> dict[str, Any]:
         if failed:
             names = ", ".join(clips.manifest.clips[i].id for i in sorted(failed)[:5])
             talk.say(f"  {len(failed)} clips could not be read: {names}{', ...' if len(failed) > 5 else ''}")
-        _show_a_row(talk, shards, needs, clips)
-    mine = {shards.folder for _, shards, _ in stores(recipe, clips)}
+        _show_a_row(talk, shards, there, clips)
+    mine = {shards.folder for _, shards, _ in kept}
     for folder in _others(recipe, mine):
         talk.say(f"not of this recipe: {folder}  {size(_weight(folder))}")
     return {}
@@ -84,17 +85,22 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 40 else text[:16] + "..."
 
 
-def _show_a_row(talk: Talk, shards: Shards, needs: Needs, clips: ClipSet) -> None:
-    for view, wanted in needs.items():
-        missing = set(shards.missing({view: wanted}).get(view, np.empty(0)).tolist())
-        index = next((clip for clip in wanted.tolist() if clip not in missing), None)
-        if index is not None:
-            fields, row = shards.record("", index, view)
-            shown = {name: rows[row] for name, rows in fields.items() if len(rows) and name not in ("bytes", "frames")}
-            for name, value in shown.items():
-                numbers = " ".join(f"{number:.4g}" for number in value.reshape(-1)[:6].tolist())
-                talk.say(f"  {clips.manifest.clips[index].id} view {view} {name} {list(value.shape)}: {numbers} ...")
-            return
+def _present(shards: Shards, needs: Needs) -> dict[int, np.ndarray]:
+    """The clips whose records are there, by view."""
+    missing = shards.missing(needs)
+    return {view: np.setdiff1d(clips, missing.get(view, np.empty(0, np.int64))) for view, clips in needs.items()}
+
+
+def _show_a_row(talk: Talk, shards: Shards, there: Needs, clips: ClipSet) -> None:
+    view = next((view for view, found in there.items() if len(found)), None)
+    if view is None:
+        return
+    index = int(there[view][0])
+    fields, row = shards.record("", index, view)
+    shown = {name: rows[row] for name, rows in fields.items() if len(rows) and name not in ("bytes", "frames")}
+    for name, value in shown.items():
+        numbers = " ".join(f"{number:.4g}" for number in value.reshape(-1)[:6].tolist())
+        talk.say(f"  {clips.manifest.clips[index].id} view {view} {name} {list(value.shape)}: {numbers} ...")
 
 
 def _weight(folder: Path) -> int:
@@ -171,8 +177,7 @@ def _ask_again(recipe: Recipe, clips: ClipSet, device: torch.device) -> dict[str
 
 def _some(shards: Shards, needs: Needs, count: int) -> Iterator[tuple[int, int]]:
     """Records that are there, drawn evenly."""
-    missing = shards.missing(needs)
-    there = {view: np.setdiff1d(clips, missing.get(view, np.empty(0, np.int64))) for view, clips in needs.items()}
+    there = _present(shards, needs)
     views = [view for view, clips in there.items() if len(clips)]
     dice = generator("verify", shards.folder.name)
     for _ in range(count if views else 0):
