@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: quickstart test check bench bench-video bench-cache clean
+.PHONY: quickstart test check bench bench-video bench-cache ablation students clean
 
 quickstart: $(READY)  ## install, then run the first experiment
 	$(BIN)/distill quickstart
@@ -17,6 +17,7 @@ check: $(READY)  ## style, types, spelling, direction of imports
 	$(BIN)/mypy
 	$(BIN)/codespell distill students teachers recipes tests tools README.md
 	$(BIN)/python -m pytest tests/test_imports.py
+	$(BIN)/python -m tools.student_table --check
 
 bench: $(READY)  ## the quickstart's claims over three seeds
 	$(BIN)/python tools/bench_quickstart.py
@@ -26,6 +27,12 @@ bench-video: $(READY)  ## CPU time of every way to read a clip; VIDEOS="a.mp4 b.
 
 bench-cache: $(READY)  ## what the cache costs: making it, reading it, training from it
 	$(BIN)/python -m tools.bench_cache
+
+ablation: $(READY)  ## which part of distilling does what: many trainings of one small student, three seeds
+	$(BIN)/python -m tools.ablation
+
+students: $(READY)  ## write the README's table of students
+	$(BIN)/python -m tools.student_table --write
 
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distill needs Python 3.11 or newer; say make PYTHON=python3.12")'

@@ -1,24 +1,26 @@
 """What a run leaves behind: checkpoints to go on from, and the student it made.
 
-A student is two files: `student.safetensors` (weights) and `student.json` (its card: which plug-in, its options, the
-classes). Nothing is ever unpickled into code.
+A student is a folder, RUN/student, of the form that the Hub knows: model.safetensors, config.json and README.md; see
+distill/hub.py. Nothing is ever unpickled into code.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from omegaconf import OmegaConf
 
 from distill import plugins
 from distill.errors import UserError
-from distill.files import digest, publish, publish_text
+from distill.files import publish, publish_text
+from distill.hub import CARD, CONFIG, WEIGHTS, DistilledStudent, read_config, unfetched
+from distill.measure import surroundings
 from distill.outputs import ClipSpec, Student
-from distill.weights import digest_file
+from distill.weights import digest_facts, digest_file
 
 KEEP = 2
 
@@ -37,32 +39,63 @@ def build_student(options: Any, classes: int) -> Student:
     return student
 
 
-def save_student(run: Path, student: Student, card: StudentCard) -> None:
-    weights = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
-    publish(run / "student.safetensors", lambda part: save_file(weights, part))
-    publish_text(run / "student.json", json.dumps(asdict(card), indent=1))
+def blank_student(options: Any, classes: int) -> Student:
+    """The same network for who wants to know its shape, or has weights for it: no pretrained ones are fetched."""
+    return build_student(unfetched(options), classes)
+
+
+def copy_student(student: Student, card: StudentCard) -> Student:
+    """A trained student as load_student will give it: on the CPU, without what training put around its parts."""
+    return _distilled(student, card, {}).student.eval()
+
+
+def save_student(
+    run: Path,
+    student: Student,
+    card: StudentCard,
+    summary: Mapping[str, Any] | None = None,
+    splits: Mapping[str, int] | None = None,
+) -> None:
+    """Keep a student in RUN/student. Its model card tells of RUN/recipe.yaml, the run's figures and its clips."""
+    recipe = run / "recipe.yaml"
+    facts = {
+        "recipe": OmegaConf.to_container(OmegaConf.load(recipe)) if recipe.exists() else {},
+        "summary": {name: value for name, value in (summary or {}).items() if not isinstance(value, list)},
+        "splits": dict(splits or {}),
+        "made": surroundings(),
+    }
+    kept, folder = _distilled(student, card, facts), run / "student"
+    publish_text(folder / CARD, str(kept.generate_model_card()))  # the mixin leaves a card alone that is there
+    kept.save_pretrained(folder)
+
+
+def _distilled(student: Student, card: StudentCard, facts: dict[str, Any]) -> DistilledStudent:
+    kept = DistilledStudent(asdict(card)["options"], list(card.classes), facts)
+    kept.fill(student.state_dict(), "the trained student")
+    return kept
+
+
+def student_folder(where: Path) -> Path:
+    """Where the student of a run is; a folder that holds a student itself, from the Hub for one, is one too."""
+    for folder in (where / "student", where):
+        if (folder / CONFIG).is_file():
+            return folder
+    missing = where / "student" / CONFIG
+    raise UserError(f"{where} holds no finished student ({missing} is missing); train it first, or name another run")
 
 
 def read_card(run: Path) -> StudentCard:
-    path = run / "student.json"
-    if not path.exists():
-        raise UserError(f"{run} holds no finished student ({path} is missing); train it first, or name another run")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_config(student_folder(run))
     return StudentCard(found["options"], found["classes"], ClipSpec(**found["spec"]))
 
 
 def load_student(run: Path) -> Student:
-    card = read_card(run)
-    options = plugins.schema("student", card.options["name"])(**card.options)
-    student = build_student(options, len(card.classes))
-    student.load_state_dict(load_file(run / "student.safetensors"))
-    return student
+    return DistilledStudent.from_pretrained(student_folder(run)).student
 
 
 def fingerprint_student(run: Path) -> str:
-    """Of the weights and of the card; a change of the plug-in's own code is not seen."""
-    read_card(run)
-    return digest_file(run / "student.safetensors") + digest(run / "student.json")
+    """Of the weights, and of what they are built into; a change of the plug-in's own code is not seen."""
+    return digest_file(student_folder(run) / WEIGHTS) + digest_facts(asdict(read_card(run)))
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> None:

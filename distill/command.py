@@ -66,8 +66,17 @@ def run(job: str, arguments: Sequence[str] | None = None) -> int:
         whole = (SHORT.get(job, {}).get(argument.partition("=")[0], "") + argument for argument in given)
         recipe = read_recipe([*ASSUMED.get(job, ()), *whole])
         _show(job, recipe.out, function(recipe))
+        _leave()
 
     return guarded(with_recipe)
+
+
+def _leave() -> None:
+    """Part from the other processes: who ends while gloo's threads are at work may be aborted by C++."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def guarded(job: Callable[[], object]) -> int:
@@ -152,16 +161,16 @@ def _list_recipes() -> None:
 def _keys() -> str:
     """Every key of a recipe with its default and meaning."""
     from distill import plugins
-    from distill.objective import losses
+    from distill.objective import losses, terms
     from distill.recipe import Recipe
 
     lines = ["Keys (key=value; a recipe's YAML has the same):", *_key_lines(Recipe, "")]
     for kind, key in (("source", "clips.source"), ("student", "student"), ("teacher", "teacher")):
         for name in plugins.names(kind):
             lines += ["", f"with {key}.name={name}:", *_key_lines(plugins.module(kind, name).Options, f"{key}.")]
-    lines += ["", "terms of the objective:", *_key_lines(losses.Term, "objective.LOSS.")]
+    lines += ["", "terms of the objective:", *_key_lines(terms.Term, "objective.LOSS.")]
     for name, loss in losses.LOSSES.items():
-        own = ", ".join(f"{option}={value}" for option, value in losses.defaults(name).items())
+        own = ", ".join(f"{option}={value}" for option, value in terms.defaults(name).items())
         about = f"{inspect.getdoc(loss.function)}" + (f" Options: {own}." if own else "")
         lines.append(_key_line(f"objective.{name}", about))
     return "\n".join(lines)

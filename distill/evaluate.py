@@ -101,6 +101,7 @@ def reconstruction(answers: Answers) -> Iterator[tuple[str, float]]:
 
 
 EVALUATORS = (accuracy, reconstruction)
+HIGHER_IS_BETTER = {"top1": True, "top5": True, "reconstruction": False}  # what they yield
 
 
 def evaluate(answers: Answers) -> dict[str, float]:

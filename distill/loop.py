@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from distill.checkpoint import save_checkpoint
 from distill.errors import UserError
+from distill.freezing import Schedule
+from distill.keeping import Keeper
+from distill.mixing import Mixer
 from distill.objective.objective import Objective
-from distill.optim import Optim, learning_rate
+from distill.objective.schedule import Span, steps_of
+from distill.optim import Rate
 from distill.outputs import Clips, Student, TeacherOutput
-from distill.randomness import number
+from distill.randomness import generator, number
 from distill.run_log import RunLog, Talk
 from distill.teaching.teacher import Teacher
 
@@ -27,31 +31,60 @@ PRECISIONS = ("no", "fp16", "bf16")
 
 @dataclass
 class TrainOptions:
-    steps: int = 1000
-    """Optimiser steps; 0 leaves the student untrained."""
+    steps: Span = 1000
+    """How long to train: optimiser steps, or a text like '100 epochs'; 0 leaves the student untrained."""
     batch: int = 32
     """Clips per step, over all processes, so that more processes leave the curve as it is (dropout's draws apart)."""
     accumulate: int = 1
     """Parts that a process cuts its share of a batch into, to save memory."""
     precision: str = "no"
     """Mixed precision: no, fp16 or bf16."""
-    log_every: int = 20
-    """Steps between two lines of losses."""
-    evaluate_every: int = 200
-    """Steps between two looks at the validation split; 0 = only at the end."""
-    checkpoint_every: int = 200
-    """Steps between two checkpoints; there is always one at the end."""
+    log_every: Span = 20
+    """Time between two lines of losses: steps, or '1 epoch'."""
+    evaluate_every: Span = 200
+    """Time between two looks at the validation split; 0 = only at the end."""
+    checkpoint_every: Span = 200
+    """Time between two checkpoints; there is always one at the end."""
+    mixup: float = 0.0
+    """Mixup with shares from Beta(mixup, mixup), e.g. 0.2; the teacher has to be live. 0 = none."""
+    cutmix: float = 0.0
+    """CutMix with shares from Beta(cutmix, cutmix), e.g. 1; with mixup too, each has half of the batches."""
+    ema: float = 0.0
+    """Decay of a moving average of the student, e.g. 0.999, which is evaluated and kept in its place. 0 = none."""
+    best: str = ""
+    """Keep the student that validation liked best, by top1, top5 or reconstruction. Empty: the last one."""
+    patience: int = 0
+    """Stop early when so many looks in a row were not the best; needs train.best. 0 = never."""
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """The times of training, in steps."""
+
+    epoch: int
+    steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+
+    @classmethod
+    def of(cls, options: TrainOptions, epoch: int) -> Timetable:
+        least = {"steps": 0, "log_every": 1, "evaluate_every": 0, "checkpoint_every": 0}
+        spans = {n: steps_of(getattr(options, n), epoch, f"train.{n}", bound) for n, bound in least.items()}
+        return cls(epoch, **spans)
 
 
 def check(options: TrainOptions) -> None:
+    """What can be said before it is known how long an epoch is."""
     if options.precision not in PRECISIONS:
         raise UserError(f"train.precision is {options.precision!r}; known: {', '.join(PRECISIONS)}")
-    least = {"steps": 0, "batch": 1, "accumulate": 1, "log_every": 1, "evaluate_every": 0, "checkpoint_every": 0}
     if options.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a GPU; a CPU knows bf16")
-    for name, bound in least.items():
-        if getattr(options, name) < bound:
-            raise UserError(f"train.{name} is {getattr(options, name)}; it is at least {bound}")
+    for name in ("batch", "accumulate"):
+        if getattr(options, name) < 1:
+            raise UserError(f"train.{name} is {getattr(options, name)}; it is at least 1")
+    Timetable.of(options, 1)
+    Mixer(options.mixup, options.cutmix)
 
 
 class Learner(nn.Module):
@@ -61,11 +94,12 @@ class Learner(nn.Module):
         super().__init__()
         self.student, self.objective = student, objective
 
-    def forward(self, clips: Clips, answer: TeacherOutput | None) -> dict[str, Tensor]:
-        """Every term of the objective, raw."""
-        said = self.student(self.student.spec.fit(clips.frames), want=self.objective.want)
+    def forward(self, clips: Clips, answer: TeacherOutput | None, step: int) -> dict[str, Tensor]:
+        """Every term of the objective that acts at this step, raw."""
+        said = self.student(self.student.spec.fit(clips.frames), want=self.objective.want(step))
         with torch.autocast(clips.frames.device.type, enabled=False):
-            return self.objective(said.float(), answer.float() if answer else None, clips)
+            terms: dict[str, Tensor] = self.objective(said.float(), answer.float() if answer else None, clips, step)
+        return terms
 
 
 @dataclass
@@ -78,34 +112,52 @@ class Loop:
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     options: TrainOptions
-    optim: Optim
+    times: Timetable
+    rate: Rate
+    clip_norm: float
+    schedule: Schedule
+    keeper: Keeper
     seed: int
     run: Path
     log: RunLog
     talk: Talk
-    validate: Callable[[], dict[str, float]]
+    validate: Callable[[Student], dict[str, float]]
     done: int = 0  # steps
-    window: Tensor | None = None  # sums of the raw terms since the last line of losses, and how many steps
+    # [2, terms]: sums of the raw terms since the last line of losses, and over how many steps each acted
+    window: Tensor | None = None
 
     def fit(self, batches: Iterator[Clips]) -> None:
         """Train from step `done` to the end; `batches` yields this process's parts of those steps, on its device."""
         parts = self.options.accumulate
-        with self.talk.track("train", self.options.steps, self.done) as track:
-            for step in range(self.done, self.options.steps):
+        with self.talk.track("train", self.times.steps, self.done) as track:
+            for step in range(self.done, self.times.steps):
+                if self.keeper.tired:
+                    break
                 weights = self.objective.weights(step)
+                self.schedule.apply(step)
                 for part in range(parts):
                     self._accumulate(next(batches), weights, step, part)
                 self._update(step)
                 self.done = step + 1
-                news = self._report(weights, step) if self._is_due(self.options.log_every) else ""
-                if self._is_due(self.options.evaluate_every):
-                    self.log.log(self.done, {f"val.{name}": value for name, value in self.validate().items()})
-                if self._is_due(self.options.checkpoint_every):
+                if self._is_due(self.times.evaluate_every):
+                    self._look()
+                news = self._report(weights, step) if self._is_due(self.times.log_every) else ""
+                if self._is_due(self.times.checkpoint_every):
                     self.save()
                 track.advance(1, news)
+        if self.keeper.tired:
+            self.talk.say(f"stopped at step {self.done}: the best {self.keeper.best} was at step {self.keeper.at}")
 
     def _is_due(self, every: int) -> bool:
-        return self.done == self.options.steps or (every > 0 and self.done % every == 0)
+        last = self.done == self.times.steps or self.keeper.tired
+        return last or (every > 0 and self.done % every == 0)
+
+    def _look(self) -> None:
+        """At the validation split."""
+        figures = self.validate(self.keeper.student)
+        self.log.log(self.done, {f"val.{name}": value for name, value in figures.items()})
+        self.keeper.judge(figures, self.done)
+        self.learner.train()
 
     def _accumulate(self, clips: Clips, weights: dict[str, float], step: int, part: int) -> None:
         """Add the gradient of one part of the step's batch."""
@@ -114,32 +166,39 @@ class Loop:
         torch.manual_seed(number(self.seed, "step", step, self.accelerator.process_index * parts + part))
         last = part == parts - 1
         with nullcontext() if last else self.accelerator.no_sync(self.learner):
+            if mixer := Mixer(self.options.mixup, self.options.cutmix):
+                clips = mixer(clips, generator(self.seed, "mix", step, self.accelerator.process_index * parts + part))
             answer = self.teacher(clips) if self.teacher else None
-            raw = self.learner(clips, answer)
+            raw = self.learner(clips, answer, step)
             total = torch.stack([weights[name] * value for name, value in raw.items()]).sum()
             self.accelerator.backward(total / parts)
-        seen = torch.stack([*(value.detach() for value in raw.values()), total.new_tensor(1.0)]) / parts
+        off = total.new_zeros(())
+        seen = torch.stack([raw[name].detach() if name in raw else off for name in self.objective.terms])
+        acted = total.new_tensor([float(name in raw) for name in self.objective.terms])
+        seen = torch.stack([seen, acted]) / parts
         self.window = seen if self.window is None else self.window + seen
 
     def _update(self, step: int) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.optim, step, self.options.steps)
-        if self.optim.clip_norm > 0:
-            self.accelerator.clip_grad_norm_(self.learner.parameters(), self.optim.clip_norm)
+            group["lr"] = self.rate.at(step) * group["factor"]
+        if self.clip_norm > 0:
+            self.accelerator.clip_grad_norm_(self.learner.parameters(), self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.keeper.follow()
 
     def _report(self, weights: dict[str, float], step: int) -> str:
         """Log the mean of every term since the last time, raw and weighted, over all processes."""
         assert self.window is not None
-        sums = self.accelerator.reduce(self.window, reduction="mean").tolist()
+        sums, acted = self.accelerator.reduce(self.window, reduction="mean").tolist()
         self.window = None
-        raw = {name: value / sums[-1] for name, value in zip(weights, sums, strict=False)}
-        weighted = {name: weights[name] * value for name, value in raw.items()}
+        found = zip(self.objective.terms, sums, acted, strict=True)
+        raw = {name: value / count for name, value, count in found if count}
+        weighted = {name: weight * raw[name] for name, weight in weights.items()}
         loss = sum(weighted.values())
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {step + 1}; try a lower optim.lr, or train.precision=no")
-        values = {"loss": loss, "lr": learning_rate(self.optim, step, self.options.steps)}
+        values = {"loss": loss, "lr": self.rate.at(step)}
         values |= {f"raw.{name}": value for name, value in raw.items()}
         values |= {f"weighted.{name}": value for name, value in weighted.items()}
         self.log.log(self.done, values)
@@ -161,6 +220,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
             "window": self.window,
+            "keeper": self.keeper.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -169,5 +229,6 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.keeper.restore(state["keeper"])
         window = state["window"]
         self.window = None if window is None else window.to(self.accelerator.device)

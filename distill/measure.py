@@ -7,15 +7,14 @@ import platform
 import time
 from datetime import datetime
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.checkpoint import load_student
-from distill.outputs import Student
+from distill.outputs import Student, StudentOutput
 
 
 def recognition_parameters(student: Student, frames: torch.Tensor) -> int:
@@ -32,9 +31,21 @@ def recognition_parameters(student: Student, frames: torch.Tensor) -> int:
 
 
 @torch.no_grad()
-def measure(run: Path, repeats: int = 20) -> dict[str, float]:
-    """Figures of the student in a run folder, for one clip on the CPU: recognition only, no decoder."""
-    student = load_student(run).eval()
+def imagined(student: Student) -> StudentOutput:
+    """The shapes of a student's answer to one clip; nothing is computed."""
+    tensors = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+    shapes = {name: value.to("meta") for name, value in tensors.items()}
+    frames = torch.empty(1, student.spec.frames, 3, student.spec.size, student.spec.size, dtype=torch.uint8)
+    training = student.training
+    answer: StudentOutput = functional_call(student.eval(), shapes, (frames.to("meta"),))
+    student.train(training)
+    return answer
+
+
+@torch.no_grad()
+def measure(student: Student, repeats: int = 20) -> dict[str, float]:
+    """Figures of a student for one clip on the CPU: recognition only, no decoder."""
+    student.eval()
     frames = torch.randint(0, 256, (1, student.spec.frames, 3, student.spec.size, student.spec.size), dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
         parameters = recognition_parameters(student, frames)

@@ -1,41 +1,96 @@
-"""The optimiser and its learning rate."""
+"""The optimiser, and its learning rate over time."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from distill.errors import UserError
+from distill.objective.schedule import Span, steps_of
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "step", "constant")
 
 
 @dataclass
 class Optim:
+    name: str = "adamw"
+    """The optimiser: adamw, adam or sgd."""
     lr: float = 1e-3
-    """Highest learning rate of AdamW."""
+    """Highest learning rate."""
     weight_decay: float = 0.05
-    """Decay of weight matrices and kernels; biases and norms are left alone."""
-    warmup_steps: int = 50
-    """Steps over which the learning rate rises; then it falls along a half cosine."""
+    """Decay of weight matrices and kernels."""
+    decay_norms: bool = False
+    """Whether norms and biases decay too."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    schedule: str = "cosine"
+    """How the rate falls: cosine (half of one, to final_lr), step (by factor, at milestones) or constant."""
+    final_lr: float = 0.0
+    """Where the cosine ends."""
+    milestones: list[Any] = field(default_factory=list)
+    """When the rate falls, e.g. [45 epochs, 60 epochs]; for schedule=step."""
+    factor: float = 0.1
+    """By what it is multiplied then."""
+    warmup_steps: Span = 50
+    """Time over which the rate rises from 0: steps, or a text like '5 epochs'."""
     clip_norm: float = 5.0
     """Largest norm of the whole gradient; 0 = no limit."""
 
 
-def make_optimizer(module: nn.Module, options: Optim) -> torch.optim.AdamW:
-    for name in ("lr", "weight_decay", "clip_norm", "warmup_steps"):
-        if not 0 <= getattr(options, name) < math.inf:
-            raise UserError(f"optim.{name} is {getattr(options, name)}; it is at least 0")
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+def check(options: Optim) -> None:
+    for key, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if getattr(options, key) not in known:
+            raise UserError(f"optim.{key} is {getattr(options, key)!r}; known: {', '.join(known)}")
+    for key in ("lr", "weight_decay", "clip_norm", "momentum", "final_lr", "factor"):
+        if not 0 <= getattr(options, key) < math.inf:
+            raise UserError(f"optim.{key} is {getattr(options, key)}; it is at least 0")
+    if bool(options.milestones) != (options.schedule == "step"):
+        raise UserError("optim.milestones and optim.schedule=step go together: say when the rate falls")
+
+
+def make_optimizer(
+    module: nn.Module, options: Optim, factor: Callable[[nn.Parameter], float] = lambda parameter: 1.0
+) -> torch.optim.Optimizer:
+    """`factor` says by how much a parameter's rate differs from the others'."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            decays = options.decay_norms or parameter.dim() > 1
+            groups.setdefault((factor(parameter), decays), []).append(parameter)
+    given = [
+        {"params": groups[key], "weight_decay": options.weight_decay if key[1] else 0.0, "factor": key[0]}
+        for key in sorted(groups, reverse=True)
     ]
-    return torch.optim.AdamW(groups, lr=options.lr)
+    if not given:
+        raise UserError("nothing is left to train; see schedule")
+    if options.name == "sgd":
+        return torch.optim.SGD(given, lr=options.lr, momentum=options.momentum)
+    if options.name == "adam":
+        return torch.optim.Adam(given, lr=options.lr)
+    return torch.optim.AdamW(given, lr=options.lr)
 
 
-def learning_rate(options: Optim, step: int, steps: int) -> float:
-    warm = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps > 0 else 1.0
-    rest = max(0, step - options.warmup_steps) / max(1, steps - options.warmup_steps)
-    return options.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, rest)))
+class Rate:
+    """The learning rate over time."""
+
+    def __init__(self, options: Optim, steps: int, epoch_steps: int) -> None:
+        self.options, self.steps = options, steps
+        self.warmup = steps_of(options.warmup_steps, epoch_steps, "optim.warmup_steps")
+        self.milestones = [steps_of(given, epoch_steps, "optim.milestones") for given in options.milestones]
+
+    def at(self, step: int) -> float:
+        options = self.options
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup > 0 else 1.0
+        if options.schedule == "constant":
+            return options.lr * warm
+        if options.schedule == "step":
+            return options.lr * warm * options.factor ** sum(step >= milestone for milestone in self.milestones)
+        rest = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        falling = (options.lr - options.final_lr) * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, rest)))
+        return options.final_lr * warm + falling

@@ -64,7 +64,8 @@ class Tensors:
 
     def float(self) -> Self:
         """Half-precision members as float32, so that losses are never computed in half precision."""
-        return self.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+        half = (torch.float16, torch.bfloat16)
+        return self.map(lambda tensor: tensor.float() if tensor.dtype in half else tensor)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,21 @@ class ClipSpec:
 
 
 @dataclass(repr=False)
+class Blend(Tensors):
+    """The other half of a mixed batch: each clip's frames are partly another clip's, and so is its label."""
+
+    label: Tensor  # int64 [B]; of the other clip, -1 = unlabelled
+    label_weight: Tensor  # float32 [B]; of the other clip's label
+    share: Tensor  # float32 [B]; how much of the frames is the clip's own
+
+    def __post_init__(self) -> None:
+        batch = len(self.label)
+        _check(self, "label", self.label, (batch,), torch.int64)
+        _check(self, "label_weight", self.label_weight, (batch,), torch.float32)
+        _check(self, "share", self.share, (batch,), torch.float32)
+
+
+@dataclass(repr=False)
 class Clips(Tensors):
     """A batch of clips. (index, view) is the key of everything that is ever cached about a clip."""
 
@@ -109,6 +125,7 @@ class Clips(Tensors):
     # uint8 [B,20]: what the view drew (16 bytes) and a checksum of the frames (4, zeros while they may still change):
     # a cache that was made of other frames is found out. None: nobody looked.
     seen: Tensor | None = None
+    blend: Blend | None = None  # Mixup and CutMix: what else is in these frames
 
     def __post_init__(self) -> None:
         _check(self, "frames", self.frames, (None,) * 5, torch.uint8)
@@ -220,10 +237,16 @@ class StudentOutput(Tensors):
             _check(self, "reconstruction", self.reconstruction, (batch, None, 3, None, None), None)
 
 
+# So that a student can be exported with the answer that it gives, and an exported one gives it, checks and all.
+torch.export.register_dataclass(StudentOutput, serialized_type_name="distill.StudentOutput")
+
+
 class Student(nn.Module):
     """What a student plug-in builds: frames uint8 [B,T,C,H,W], as `spec` says -> StudentOutput."""
 
     spec: ClipSpec
+    feature_names: tuple[str, ...]  # the features that can be asked for, from input to output
+    encoder: tuple[str, ...]  # names of the submodules that make the latent
 
     def forward(self, frames: Tensor, want: Collection[str] = ()) -> StudentOutput:
         """`want` names what should come beyond logits and latent: "reconstruction", or features by name."""

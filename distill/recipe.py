@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from distill import plugins
 from distill.clips.clipset import ClipOptions
 from distill.errors import UserError
 from distill.files import publish_text
-from distill.loop import TrainOptions
-from distill.objective import losses
-from distill.optim import Optim
+from distill.freezing import Freezing
+from distill.loop import Timetable, TrainOptions
+from distill.objective import terms
+from distill.objective.objective import teacher_maps
+from distill.objective.schedule import read_course
+from distill.optim import Optim, Rate
 from distill.probing.classifiers import ProbeOptions
 from distill.shards.grid import flatten
 from distill.teaching.store import CacheOptions
@@ -48,13 +51,19 @@ class Recipe:
     clips: ClipOptions = field(default_factory=ClipOptions)
     student: Any = MISSING
     """The network to train: name of a file in students/, and its options."""
+    init: str = ""
+    """Where the student's weights start: a run folder, or a file of weights. Empty: as the student's options say."""
     teacher: Any = None
     """The network that teaches: name of a file in teachers/, and its options. Empty: no teacher."""
     cache: CacheOptions = field(default_factory=CacheOptions)
     objective: dict[str, Any] = field(default_factory=dict)
-    """Loss name -> weight, warmup_steps and the loss's own options; see distill/objective/losses.py."""
+    """Loss name -> weight and the loss's own options; see distill/objective/losses.py."""
     optim: Optim = field(default_factory=Optim)
+    schedule: Freezing = field(default_factory=Freezing)
     train: TrainOptions = field(default_factory=TrainOptions)
+    stages: dict[str, Any] = field(default_factory=dict)
+    """Trainings one after the other, each from where the one before it ended: name -> changes of this recipe's keys.
+    All but the last have a run folder of their name in `out`."""
     probe: ProbeOptions = field(default_factory=ProbeOptions)
 
 
@@ -84,7 +93,30 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
     if not name:
         raise UserError(f"which recipe? say recipe=NAME; known: {', '.join(recipe_names())}")
     path = find_recipe(name)
-    return _merge([(str(path), _load(path)), (COMMAND_LINE, _dotlist(changes))])
+    recipe = _merge([(str(path), _load(path)), (COMMAND_LINE, _dotlist(changes))])
+    for stage in stages(recipe):
+        recipe.cache.maps = list(dict.fromkeys([*recipe.cache.maps, *stage.cache.maps]))
+    return recipe
+
+
+# What no stage can change: one cache serves all.
+KEPT = ("out", "seed", "resume", "data", "clips", "teacher", "cache", "init", "stages")
+
+
+def stages(recipe: Recipe) -> list[Recipe]:
+    """The recipe of each stage; of a recipe without stages, itself."""
+    if not recipe.stages:
+        return [recipe]
+    whole, found = OmegaConf.create(_tree(replace(recipe, stages={}))), list[Recipe]()
+    for name, changes in recipe.stages.items():
+        origin = f"stages.{name}"
+        if not isinstance(changes, dict) or not set(changes).isdisjoint(KEPT):
+            raise UserError(f"{origin} is a group of changes to the recipe, but for {', '.join(KEPT)}")
+        stage = _merge([("the recipe", whole), (origin, OmegaConf.create(changes))])
+        stage.init = found[-1].out if found else recipe.init
+        stage.out = recipe.out if len(found) + 1 == len(recipe.stages) else f"{recipe.out}/{name}"
+        found.append(stage)
+    return found
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -152,8 +184,11 @@ def _merge(layers: Sequence[Layer]) -> Recipe:
         _check_groups(origin, OmegaConf.to_container(merged), values)
         try:
             merged = OmegaConf.merge(merged, tree)
+            _check_times(merged)
         except OmegaConfBaseException as error:
             raise UserError(f"{origin}: {_explain(error)}") from error
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from error
     try:
         missing = sorted(OmegaConf.missing_keys(merged))
         recipe = None if missing else OmegaConf.to_object(merged)
@@ -164,6 +199,8 @@ def _merge(layers: Sequence[Layer]) -> Recipe:
             f"{layers[0][0]}: {missing[0]} has no value; set it there or say {missing[0]}=... on {COMMAND_LINE}"
         )
     assert isinstance(recipe, Recipe)
+    # A loss that looks at a map needs it in the cache.
+    recipe.cache.maps = list(dict.fromkeys([*recipe.cache.maps, *teacher_maps(recipe.objective)]))
     return recipe
 
 
@@ -178,12 +215,26 @@ def _put_schemas(merged: DictConfig, layers: Sequence[tuple[str, Any]]) -> None:
         except UserError as error:
             raise UserError(f"{origin}: {key}.name: {error}") from error
     for origin, tree in layers:
-        terms = tree.get("objective")
-        for name in terms if isinstance(terms, dict) else ():
+        named = tree.get("objective")
+        for name in named if isinstance(named, dict) else ():
             try:
-                merged.objective[name] = OmegaConf.structured(losses.schema(str(name)))
+                merged.objective[name] = OmegaConf.structured(terms.schema(str(name)))
             except UserError as error:
                 raise UserError(f"{origin}: objective.{name}: {error}") from error
+
+
+def _check_times(tree: Any) -> None:
+    """Whether lengths of time and what moves can be read; how long an epoch is does not matter for that."""
+    train, optim = (OmegaConf.to_object(node) for node in (tree.train, tree.optim))
+    assert isinstance(train, TrainOptions)
+    assert isinstance(optim, Optim)
+    Timetable.of(train, 1)
+    Rate(optim, 0, 1)
+    for name, term in tree.objective.items():
+        given: Any = OmegaConf.to_container(term, resolve=True)
+        for option in ("weight", *terms.moving(str(name))):
+            if given[option] != MISSING:
+                read_course(given[option], f"objective.{name}.{option}")
 
 
 def _plugin_name(layers: Sequence[tuple[str, Any]], key: str, kind: str) -> tuple[str, str | None]:
@@ -215,6 +266,8 @@ def _check_groups(origin: str, schema: Any, values: Any, key: str = "") -> None:
         raise UserError(f"{origin}: {key} is a list, not {values!r}; say {key}=[...]")
     if not isinstance(schema, dict) or (key == "teacher" and values is None):
         return
+    if key.startswith("objective.") and "to" in schema and not isinstance(values, dict):
+        return  # a weight that moved becomes one that does not
     if not isinstance(values, dict):
         example = next(iter(flatten(schema, key)), f"{key}.NAME.weight")
         raise UserError(f"{origin}: {key} is a group of keys, not {values!r}; say {example}=...")

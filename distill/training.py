@@ -17,24 +17,38 @@ from accelerate.utils import gather_object
 from safetensors.numpy import save_file
 from torch import nn
 
-from distill.checkpoint import StudentCard, build_student, checkpoints, newest_checkpoint, save_student
+from distill.checkpoint import (
+    StudentCard,
+    blank_student,
+    build_student,
+    checkpoints,
+    copy_student,
+    newest_checkpoint,
+    save_student,
+)
 from distill.clips.batches import Failures, Plan, training_batches
 from distill.clips.clipset import ClipSet, open_clips, open_manifest
 from distill.clips.frames import StoredFrames
-from distill.clips.manifest import Manifest
+from distill.clips.manifest import SPLITS, Manifest
 from distill.errors import UserError
 from distill.evaluate import Answers, collect, evaluate
 from distill.files import publish, publish_text
-from distill.loop import Learner, Loop, check
+from distill.freezing import Schedule
+from distill.keeping import Keeper
+from distill.loop import Learner, Loop, Timetable, check
 from distill.measure import measure
-from distill.objective.objective import Objective
-from distill.optim import make_optimizer
+from distill.mixing import Mixer
+from distill.objective.objective import Objective, check_features, check_mixable, needs_teacher
+from distill.optim import Rate, make_optimizer
+from distill.optim import check as check_optim
 from distill.outputs import ClipSpec, Student
 from distill.randomness import number
-from distill.recipe import Recipe, differences, save_recipe
+from distill.recipe import Recipe, differences, save_recipe, stages
+from distill.rehearsal import rehearse
 from distill.report import write_report
 from distill.run_log import RunLog, Talk
 from distill.shards.grid import Shards
+from distill.starting import start_from
 from distill.sync import sync_batch_norm
 from distill.teaching.store import CachedTeacher, needed, output_shards
 from distill.teaching.store import check as check_cache
@@ -50,9 +64,17 @@ def train(recipe: Recipe) -> dict[str, Any]:
     accelerate launch distill/train.py recipe=quickstart train.steps=300 objective.kl.weight=2
     distill train recipe=tiny out=runs/tiny
 
-    Leaves recipe.yaml, metrics.jsonl, TensorBoard events, checkpoints, student.safetensors with student.json,
+    Leaves recipe.yaml, metrics.jsonl, TensorBoard events, checkpoints, the student (student/, ready for the Hub),
     summary.json and report.html in the run folder. With resume=true it goes on from the newest checkpoint.
     """
+    summary: dict[str, Any] = {}
+    for stage in stages(recipe):
+        summary = _train(stage)
+    return summary
+
+
+def _train(recipe: Recipe) -> dict[str, Any]:
+    """One stage: the whole of it, for most recipes."""
     accelerator = start(recipe)
     talk, run = Talk(accelerator.is_main_process), Path(recipe.out)
     open_run(recipe, run, accelerator)
@@ -62,69 +84,103 @@ def train(recipe: Recipe) -> dict[str, Any]:
         return dict(json.loads(summary_path.read_text(encoding="utf-8")))
 
     started = time.monotonic()
-    objective = Objective(recipe.objective)
+    check_objective(recipe)
     clips = see_clips(recipe, accelerator)
-    if objective.needs_teacher and recipe.teacher is None:
-        raise UserError("the objective learns from a teacher, but the recipe has none; set teacher.name")
+    torch.manual_seed(number(recipe.seed, "weights"))
+    student = build_student(recipe.student, len(clips.manifest.classes))
+    check_features(recipe.objective, student)
     held_out = clips.manifest.of("test")
     if all(clips.manifest.clips[index].broken for index in held_out):
         why = "none of the test clips can be read (distill clips says why)" if held_out else "there are no test clips"
         raise UserError(f"{why}, so nothing could be said about the student")
     require_cached_frames(recipe, clips)
-    if objective.needs_teacher and recipe.cache.outputs:
+    if needs_teacher(recipe.objective) and recipe.cache.outputs:
         clips = with_cached_answers(recipe, clips)
-    torch.manual_seed(number(recipe.seed, "weights"))
-    student = build_student(recipe.student, len(clips.manifest.classes))
-    loop = make_loop(recipe, clips, student, objective, accelerator, talk)
     plan = make_plan(recipe, clips, accelerator)
-    steps = range(loop.done, recipe.train.steps)
+    if recipe.init:
+        talk.say(start_from(student, recipe.init))
+    loop = make_loop(recipe, clips, plan, student, accelerator, talk)
+    steps = range(loop.done, loop.times.steps)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     most = recipe.clips.failing * len(plan.indices) / world
     failures = Failures(talk.warn, "another clip takes its place", most)
     loop.fit(training_batches(clips, plan, steps, rank, world, failures, device))
     loop.log.close()
+    keeper = loop.keeper
+    student = keeper.finish()
     replaced = sorted({clips.manifest.clips[index].id for index in gather_object(list(failures.found))})
 
     answers = collect(student, clips, held_out, recipe.train.batch, accelerator, Failures(talk.warn, WRONG))
     failed = [clips.manifest.clips[index].id for index in answers.index[answers.failed]]
     seconds = round(time.monotonic() - started, 1)
     summary: dict[str, Any] = {"steps": loop.done, "seconds": seconds, "test": evaluate(answers)}
+    if keeper.at:
+        summary["best"] = {"step": keeper.at, recipe.train.best: keeper.top}
     summary |= {name: ids for name, ids in (("replaced", replaced), ("unreadable", failed)) if ids}
     if accelerator.is_main_process:
-        save_student(run, student, StudentCard(dict(vars(recipe.student)), list(clips.manifest.classes), student.spec))
+        card = StudentCard(dict(vars(recipe.student)), list(clips.manifest.classes), student.spec)
+        summary |= measure(copy_student(student, card))
+        save_student(run, student, card, summary, {split: len(clips.manifest.of(split)) for split in SPLITS})
         save_answers(run, answers)
-        summary |= measure(run)
         write_report(run, run.name, {run.name: run}, clips, summary)
         publish_text(summary_path, json.dumps(summary, indent=1))  # last: it says that the run is finished
     accelerator.wait_for_everyone()
     return summary
 
 
+def check_objective(recipe: Recipe) -> None:
+    """What can be said of the objective before any clip is looked at."""
+    Objective(recipe.objective)
+    if needs_teacher(recipe.objective) and recipe.teacher is None:
+        raise UserError("the objective learns from a teacher, but the recipe has none; set teacher.name")
+    if not Mixer(recipe.train.mixup, recipe.train.cutmix):
+        return
+    check_mixable(recipe.objective)
+    if needs_teacher(recipe.objective) and recipe.cache.outputs:
+        raise UserError(
+            "train.mixup and train.cutmix blend clips, and the cache knows what the teacher said of each alone; "
+            "ask the teacher live with cache.outputs=false, or set both to 0"
+        )
+
+
 def make_loop(
-    recipe: Recipe, clips: ClipSet, student: Student, objective: Objective, accelerator: Accelerator, talk: Talk
+    recipe: Recipe, clips: ClipSet, plan: Plan, student: Student, accelerator: Accelerator, talk: Talk
 ) -> Loop:
     """The loop around a student, at the step where an earlier attempt was stopped."""
+    run, val, wrong = Path(recipe.out), clips.manifest.of("val"), Failures(talk.warn, WRONG)
+    if recipe.train.best and not val:
+        raise UserError("train.best needs a validation split, and the data set has none; see clips.validation")
+    device, seed = accelerator.device, recipe.seed
+    times = Timetable.of(recipe.train, plan.epoch_steps)
+    objective = Objective(recipe.objective, plan.epoch_steps)
+    objective.check_times(times.steps)
+    teacher = make_teacher(recipe, clips, accelerator) if needs_teacher(recipe.objective) else None
+    rehearse(student.to(device), teacher, objective, clips.spec, plan.indices, seed, device)
     learner: nn.Module = Learner(student, objective)
     if accelerator.num_processes > 1:
-        learner = sync_batch_norm(learner, accelerator.device)
-    learner.to(accelerator.device)
-    optimizer = make_optimizer(learner, recipe.optim)
+        learner = sync_batch_norm(learner, device)
+    schedule = Schedule(student, recipe.schedule, plan.epoch_steps)
+    optimizer = make_optimizer(learner, recipe.optim, schedule.factor)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    run, val, wrong = Path(recipe.out), clips.manifest.of("val"), Failures(talk.warn, WRONG)
+    best, options = run / "checkpoints" / "best.pt", recipe.train
     state = newest_checkpoint(run)
     loop = Loop(
         learner=wrapped,
         objective=objective,
-        teacher=make_teacher(recipe, clips, accelerator) if objective.needs_teacher else None,
+        teacher=teacher,
         optimizer=optimizer,
         accelerator=accelerator,
-        options=recipe.train,
-        optim=recipe.optim,
-        seed=recipe.seed,
+        options=options,
+        times=times,
+        rate=Rate(recipe.optim, times.steps, plan.epoch_steps),
+        clip_norm=recipe.optim.clip_norm,
+        schedule=schedule,
+        keeper=Keeper(student, options.ema, options.best, options.patience, best, accelerator.is_main_process),
+        seed=seed,
         run=run,
         log=RunLog(run, state["step"] if state else 0, accelerator.is_main_process),
         talk=talk,
-        validate=lambda: evaluate(collect(student, clips, val, recipe.train.batch, accelerator, wrong)) if val else {},
+        validate=lambda kept: evaluate(collect(kept, clips, val, options.batch, accelerator, wrong)) if val else {},
     )
     if state:
         loop.restore(state)
@@ -140,6 +196,7 @@ def make_loop(
 def start(recipe: Recipe) -> Accelerator:
     """One process, or one of many: accelerate decides from how we were launched."""
     check(recipe.train)
+    check_optim(recipe.optim)
     check_cache(recipe.cache)
     # A recipe may leave out the decoder or the classifier; their parameters then have no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
@@ -185,7 +242,7 @@ def see_clips(recipe: Recipe, accelerator: Accelerator) -> ClipSet:
 
 def batch_spec(recipe: Recipe, manifest: Manifest) -> ClipSpec:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        spec = build_student(recipe.student, len(manifest.classes)).spec
+        spec = blank_student(recipe.student, len(manifest.classes)).spec
     return spec.union(wants(recipe.teacher)) if recipe.teacher else spec
 
 

@@ -119,6 +119,8 @@ class TinyAct(Student):
         self.spec = ClipSpec(options.frames, options.size)
         self.autoencoder = VideoAutoEncoder3D(options)
         self.classifier = ResidualMLP(options, classes)
+        self.feature_names = (*(f"block{i + 1}" for i in range(len(options.widths))), "embedding")
+        self.encoder = ("autoencoder.encoder", "autoencoder.to_latent")
 
     def forward(self, frames: Tensor, want: Collection[str] = ()) -> StudentOutput:
         video = frames.transpose(1, 2).to(self.classifier.head.weight.dtype).mul(2 / 255).sub(1)

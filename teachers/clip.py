@@ -101,6 +101,8 @@ class LinearHead(nn.Module):
 
 
 class ClipTeacher(nn.Module):
+    map_names = ("frame_features", "blocks")
+
     def __init__(
         self,
         visual: nn.Module,

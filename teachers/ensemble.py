@@ -4,7 +4,7 @@ Probabilities are those among the data set's classes, whatever else a member kno
 less of a say than one who was told these ten.
 
 The members' features stand one after another in the feature; there is none if one of them has none. A map is asked for
-by the member's place and the map's name: "0.attention".
+by the member's place and the map's name: "0.attention"; "0.logits" is what the member says on its own.
 
 Shape legend: B clips, T frames, H and W pixels, K classes of the data set, M members.
 """
@@ -65,6 +65,9 @@ class Ensemble(nn.Module):
         self.takes_any_class = all(getattr(member, "takes_any_class", False) for member in members)
         self.specs: list[ClipSpec] = [member.spec for member in members]
         self.spec = reduce(ClipSpec.union, self.specs)
+        self.map_names = tuple(
+            f"{place}.{name}" for place, member in enumerate(members) for name in ("logits", *member.map_names)
+        )
         self.columns: list[list[int]] = []
         for place, (given, member) in enumerate(zip(options.members, members, strict=True)):
             with _named(place, given["name"], " "):
@@ -80,6 +83,7 @@ class Ensemble(nn.Module):
             answer: TeacherOutput = member(self.specs[place].fit(frames), want=asked)
             assert isinstance(answer.logits, Tensor)
             logits.append(answer.logits[:, self.columns[place]].float())
+            answer.maps["logits"] = logits[-1]
             features += [] if answer.feature is None else [answer.feature]
             maps |= {f"{place}.{name}": answer.maps[name] for name in asked if name in answer.maps}
         feature = torch.cat(features, dim=1) if len(features) == len(logits) else None

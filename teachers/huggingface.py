@@ -104,6 +104,8 @@ BOOKKEEPING = {
 class Network(nn.Module):
     """A network of transformers: uint8 frames [B,T,3,H,W] -> TeacherOutput."""
 
+    map_names = ("attention", "hidden")
+
     def __init__(self, model: Any, spec: ClipSpec, pixels: files.Pixels, classes: Sequence[str]) -> None:
         super().__init__()
         self.model, self.spec, self.classes, self.normalise = model, spec, list(classes), Normalise(*pixels)

@@ -92,6 +92,7 @@ class ILA(nn.Module):
     * "attention" [B,T,N]: of the class token in the last block, mean over heads; what it keeps for itself is left out.
     """
 
+    map_names = ("frame_cls", "points", "alignment", "attention")
     classes: Sequence[str]
     class_text: Tensor  # [K,E]
 

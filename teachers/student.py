@@ -16,7 +16,7 @@ from distill.outputs import ClipSpec, Student, StudentOutput, TeacherOutput
 @dataclass
 class Options:
     run: str = MISSING
-    """Run folder of the network that teaches."""
+    """Run folder of the network that teaches, or a folder that holds a student itself, from the Hub for one."""
 
 
 class StudentTeacher(nn.Module):
@@ -25,6 +25,7 @@ class StudentTeacher(nn.Module):
     def __init__(self, student: Student, card: StudentCard) -> None:
         super().__init__()
         self.student, self.classes, self.spec = student, card.classes, card.spec
+        self.map_names = student.feature_names
 
     def forward(self, frames: Tensor, want: Collection[str] = ()) -> TeacherOutput:
         answer: StudentOutput = self.student(frames, want=want)

@@ -74,6 +74,7 @@ class TorchvisionTeacher(nn.Module):
         super().__init__()
         self.network, self.classes, self.spec = network, list(classes), spec
         self.normalise, self.average = normalise, average
+        self.map_names = () if average is None else ("frame_features",)
 
     def forward(self, frames: Tensor, want: Collection[str] = ()) -> TeacherOutput:
         pixels = self.normalise(frames)

@@ -460,9 +460,9 @@ def test_answers_that_are_no_numbers_and_answers_that_are_too_large(
 
 def test_a_teacher_that_answers_no_numbers_at_all_is_refused(run: Path, tmp_path: Path, capsys: Capture) -> None:
     shutil.copytree(run, tmp_path / "run")
-    weights = load_file(run / "student.safetensors")
+    weights = load_file(run / "student" / "model.safetensors")
     nothing = {name: value.float() * torch.nan for name, value in weights.items()}
-    save_file(nothing, tmp_path / "run" / "student.safetensors")
+    save_file(nothing, tmp_path / "run" / "student" / "model.safetensors")
     assert command.run("cache", arguments(tmp_path / "run", tmp_path)) == 2
     assert "the teacher's answer to plain noise is not a number" in capsys.readouterr().err
 

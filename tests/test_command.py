@@ -162,14 +162,14 @@ def test_a_folder_that_cannot_be_made(capsys: Capture, tmp_path: Path, tiny_argu
 def test_a_finished_run_is_not_touched(capsys: Capture, tmp_path: Path, tiny_arguments: Arguments) -> None:
     given = tiny_arguments("tiny", tmp_path / "run")
     assert command.run("train", given) == 0
-    weights = (tmp_path / "run" / "student.safetensors").read_bytes()
+    weights = (tmp_path / "run" / "student" / "model.safetensors").read_bytes()
     capsys.readouterr()
     assert "resume=true" in refused(capsys, command.run("train", given))
     assert "optim.lr" in refused(capsys, command.run("train", [*given, "resume=true", "optim.lr=1"]))
     assert "'nope'" in refused(capsys, command.run("probe", [*given, "probe.probes=[nope]"]))
     assert command.run("train", [*given, "resume=true"]) == 0
     assert "finished already" in capsys.readouterr().out
-    assert (tmp_path / "run" / "student.safetensors").read_bytes() == weights
+    assert (tmp_path / "run" / "student" / "model.safetensors").read_bytes() == weights
 
 
 def test_another_process_says_which_it_is(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

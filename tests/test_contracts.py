@@ -18,28 +18,33 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import example, plain_recipe, users
+from conftest import example, plain_recipe
 from examples import EXAMPLES
 from examples import build as build_source
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from student_examples import examples, lacking
 from teacher_examples import Example
 from teacher_examples import make as make_teacher
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from distill import plugins
-from distill.checkpoint import StudentCard, build_student, load_student, save_student
+from distill.checkpoint import StudentCard, build_student, load_student, read_card, save_student
 from distill.clips.decode import read_frames
 from distill.clips.manifest import Manifest
 from distill.command import JOBS
 from distill.errors import UserError
+from distill.hub import DistilledStudent
+from distill.measure import imagined
+from distill.objective.objective import live
 from distill.outputs import Clips, ClipSpec, Student, StudentOutput, TeacherOutput
 from distill.recipe import FOLDER, read_recipe, recipe_names
 from distill.run_log import read_metrics
@@ -93,28 +98,42 @@ def test_a_plug_in_has_its_functions_and_says_what_it_is(kind: str, name: str) -
 
 # ---------------------------------------------------------------- students
 
-
-def student_options(name: str) -> Any:
-    """The smallest options that a recipe has for this student, or its defaults."""
-    found = list(users("student", name).values()) or [plugins.schema("student", name)()]
-    return copy.deepcopy(min(found, key=cost))
-
-
-def cost(options: Any) -> int:
-    with torch.device("meta"):
-        student = build_student(options, CLASSES)
-    return student.spec.frames * student.spec.size**2 * sum(p.numel() for p in student.parameters())
+EXAMPLES_OF_STUDENTS = [
+    (name, label) for name in plugins.names("student") if name not in lacking() for label in examples(name)
+]
+EVERY_STUDENT = pytest.mark.parametrize(("name", "label"), EXAMPLES_OF_STUDENTS)
 
 
-def built(name: str) -> Student:
+def test_every_student_has_examples() -> None:
+    assert lacking() == [], "tests/student_examples/NAME.py says what to try a student with"
+    assert [name for name in plugins.names("student") if not examples(name)] == []
+
+
+def example_options(name: str, label: str) -> Any:
+    return options_of("student", name, examples(name)[label])
+
+
+def built(name: str, label: str) -> Student:
     torch.manual_seed(0)
-    return build_student(student_options(name), CLASSES)
+    return build_student(example_options(name, label), CLASSES)
 
 
-def pictures(spec: ClipSpec, batch: int = BATCH) -> Tensor:
-    chance = torch.Generator().manual_seed(1)
+def pictures(spec: ClipSpec, batch: int = BATCH, seed: int = 1) -> Tensor:
+    chance = torch.Generator().manual_seed(seed)
     shape = (batch, spec.frames, 3, spec.size, spec.size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=chance)
+
+
+def everything(student: Student) -> tuple[str, ...]:
+    """All that can be asked of a student."""
+    return (*student.feature_names, "reconstruction")
+
+
+@torch.no_grad()
+def stir(parameters: Iterable[nn.Parameter]) -> None:
+    """Away from where they are: a fresh layer may be zero on purpose."""
+    for parameter in parameters:
+        parameter.add_(torch.randn_like(parameter), alpha=0.02)
 
 
 def tensors(answer: StudentOutput | TeacherOutput) -> dict[str, Tensor]:
@@ -135,9 +154,15 @@ def assert_close(ours: StudentOutput | TeacherOutput, theirs: StudentOutput | Te
         torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-@every("student")
-def test_a_student_answers_with_the_right_shapes(name: str) -> None:
-    student = built(name).eval()
+def assert_same(ours: StudentOutput, theirs: StudentOutput) -> None:
+    one, other = tensors(ours), tensors(theirs)
+    assert one.keys() == other.keys()
+    assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
+
+
+@EVERY_STUDENT
+def test_a_student_answers_with_the_right_shapes(name: str, label: str) -> None:
+    student = built(name, label).eval()
     assert isinstance(student, Student)
     assert isinstance(student.spec, ClipSpec)
     answer = student(pictures(student.spec))
@@ -151,45 +176,45 @@ def test_a_student_answers_with_the_right_shapes(name: str) -> None:
         assert value.dtype == torch.float32, field
 
 
-@every("student")
-def test_a_student_depends_on_what_it_sees(name: str) -> None:
-    student = built(name).eval()
-    frames = pictures(student.spec)
-    answer = student(frames)
-    assert not torch.allclose(answer.logits[0], answer.logits[1], rtol=0, atol=1e-6)
-    backwards = student(frames.flip(1))
-    assert student.spec.frames == 1 or not torch.equal(answer.logits, backwards.logits)
+@EVERY_STUDENT
+def test_a_student_depends_on_every_frame_that_it_sees(name: str, label: str) -> None:
+    student = built(name, label).eval()
+    clip = pictures(student.spec, 1)
+    changed = clip.repeat(student.spec.frames, 1, 1, 1, 1)
+    for frame, one in enumerate(changed):
+        one[frame] = 255 - one[frame]
+    plain, others = student(clip), student(changed)
+    for frame in range(student.spec.frames):
+        assert not torch.allclose(others.latent[frame], plain.latent[0], rtol=0, atol=1e-6), f"frame {frame}"
+        assert not torch.allclose(others.logits[frame], plain.logits[0], rtol=0, atol=1e-7), f"frame {frame}"
 
 
-@every("student")
-def test_a_student_s_answers_do_not_depend_on_the_batch(name: str) -> None:
-    student = built(name).eval()
-    frames = pictures(student.spec)
+@EVERY_STUDENT
+def test_a_student_s_answers_do_not_depend_on_the_batch(name: str, label: str) -> None:
+    student = built(name, label).eval()
+    frames, want = pictures(student.spec), everything(student)
     order = torch.tensor([2, 0, 3, 1])
-    whole = student(frames)
-    assert_close(student(frames[order]), whole.map(lambda tensor: tensor[order]))
-    assert_close(student(frames[1:2]), whole.map(lambda tensor: tensor[1:2]))
+    whole = student(frames, want=want)
+    assert_close(student(frames[order], want=want), whole.map(lambda tensor: tensor[order]))
+    assert_close(student(frames[1:2], want=want), whole.map(lambda tensor: tensor[1:2]))
 
 
-@every("student")
-def test_a_student_is_deterministic_and_built_from_torch_s_seed(name: str) -> None:
-    student, again = built(name).eval(), built(name).eval()
-    frames = pictures(student.spec)
+@EVERY_STUDENT
+def test_a_student_is_deterministic_and_built_from_torch_s_seed(name: str, label: str) -> None:
+    student, again = built(name, label).eval(), built(name, label).eval()
+    frames, want = pictures(student.spec), everything(student)
     before = frames.clone()
-    first, second, other = student(frames), student(frames), again(frames)
-    for field, value in tensors(first).items():
-        assert torch.equal(value, tensors(second)[field]), field
-        assert torch.equal(value, tensors(other)[field]), field
+    first = student(frames, want=want)
+    assert_same(first, student(frames, want=want))
+    assert_same(first, again(frames, want=want))
     assert torch.equal(frames, before)  # a batch serves several models
 
 
-@every("student")
-def test_gradients_reach_every_parameter_that_recognises(name: str) -> None:
-    student = built(name).train()
+@EVERY_STUDENT
+def test_gradients_reach_every_parameter_that_recognises(name: str, label: str) -> None:
+    student = built(name, label).train()
     frames = pictures(student.spec)
-    with torch.no_grad():
-        for parameter in student.parameters():  # away from zero, where a fresh layer may stop gradients on purpose
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    stir(student.parameters())
     used: set[str] = set()
     names = {parameter: key for key, parameter in student.named_parameters()}
     hooks = [
@@ -200,20 +225,28 @@ def test_gradients_reach_every_parameter_that_recognises(name: str) -> None:
     for hook in hooks:
         hook.remove()
     target = torch.arange(BATCH) % CLASSES
-    loss = torch.nn.functional.cross_entropy(answer.logits, target) + answer.latent.square().mean()
+    loss = nn.functional.cross_entropy(answer.logits, target) + answer.latent.square().mean()
     loss.backward()
     gradients = {key: parameter.grad for key, parameter in student.named_parameters() if key in used}
     assert gradients
     assert [key for key, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0] == []
 
 
-@every("student")
-def test_a_reconstruction_is_pictures_and_asking_changes_nothing_else(name: str) -> None:
-    student = built(name).eval()
+@EVERY_STUDENT
+def test_every_parameter_is_for_recognition_or_for_something_that_can_be_asked_for(name: str, label: str) -> None:
+    student = built(name, label).train()
+    stir(student.parameters())
+    answer = student(pictures(student.spec), want=everything(student))
+    torch.stack([value.square().mean() for value in tensors(answer).values()]).sum().backward()
+    assert [key for key, parameter in student.named_parameters() if parameter.grad is None] == []
+
+
+@EVERY_STUDENT
+def test_a_reconstruction_is_pictures_and_asking_changes_nothing_else(name: str, label: str) -> None:
+    student = built(name, label).eval()
     frames = pictures(student.spec)
     plain, asked = student(frames), student(frames, want=("reconstruction",))
-    assert torch.equal(plain.logits, asked.logits)
-    assert torch.equal(plain.latent, asked.latent)
+    assert_same(plain, replace(asked, reconstruction=None))
     if asked.reconstruction is not None:
         batch, count, colours, height, width = asked.reconstruction.shape
         assert (batch, colours, height) == (BATCH, 3, width)
@@ -222,40 +255,126 @@ def test_a_reconstruction_is_pictures_and_asking_changes_nothing_else(name: str)
         assert 0 <= asked.reconstruction.min() <= asked.reconstruction.max() <= 1
 
 
-@every("student")
-def test_a_student_s_features_can_be_asked_for(name: str) -> None:
+@EVERY_STUDENT
+def test_a_student_s_features_can_be_asked_for(name: str, label: str) -> None:
     """A name that it does not have is left out, not an error: a loss says which ones it misses."""
-    student = built(name).eval()
+    student = built(name, label).eval()
     frames = pictures(student.spec)
-    asked = student(frames, want=("no_such_feature",))
-    assert "no_such_feature" not in asked.features
-    assert_close(asked, student(frames))
+    plain = student(frames)
+    assert_same(plain, student(frames, want=("no_such_feature",)))
+    assert len(set(student.feature_names)) == len(student.feature_names)
+    assert "embedding" in student.feature_names
+    whole = student(frames, want=student.feature_names)
+    assert set(whole.features) == set(student.feature_names)
+    for feature in student.feature_names:
+        alone = student(frames, want=(feature,))
+        assert torch.equal(alone.features[feature], whole.features[feature]), feature
+        assert_same(replace(alone, features=plain.features), plain)
 
 
-@every("student")
-def test_a_saved_student_is_the_same_student(name: str, tmp_path: Path) -> None:
-    student, options = built(name), student_options(name)
-    frames = pictures(student.spec)
+@EVERY_STUDENT
+def test_a_student_s_features_have_the_promised_layouts(name: str, label: str) -> None:
+    """Maps of videos [B,C,T,H,W], features of frames [B,T,D], embeddings [B,D], weights of frames [B,T]."""
+    student = built(name, label).eval()
+    spec = student.spec
+    found = student(pictures(spec), want=student.feature_names).features
+    assert found["embedding"].dim() == 2
+    for feature, value in found.items():
+        assert value.dim() in (2, 3, 5), feature
+        if value.dim() == 3:
+            assert value.shape[1] <= spec.frames, feature
+        if value.dim() == 5:
+            assert value.shape[2] <= spec.frames, feature
+            assert value.shape[3] == value.shape[4] <= spec.size, feature
+
+
+@EVERY_STUDENT
+def test_the_encoder_is_all_that_makes_the_latent(name: str, label: str) -> None:
+    student = built(name, label).eval()
+    stir(student.parameters())
+    frames, parts = pictures(student.spec), dict(student.named_modules())
+    inside = {parameter for part in student.encoder for parameter in parts[part].parameters()}
+    outside = [parameter for parameter in student.parameters() if parameter not in inside]
+    before = student(frames).latent
+    (before * torch.linspace(-1, 1, before.shape[1])).sum().backward()
+    names = {parameter: key for key, parameter in student.named_parameters()}
+    assert [names[parameter] for parameter in outside if parameter.grad is not None] == []
+    assert [names[parameter] for parameter in inside if parameter.grad is None] == []
+    stir(outside)
+    assert torch.equal(student(frames).latent, before)
+    stir(inside)
+    assert not torch.allclose(student(frames).latent, before, rtol=0, atol=1e-6)
+
+
+@EVERY_STUDENT
+def test_a_saved_student_is_the_same_student(name: str, label: str, tmp_path: Path) -> None:
+    student, options = built(name, label), example_options(name, label)
+    frames, want = pictures(student.spec), everything(student)
     student.train()
     student(frames)  # moves running statistics, which have to be kept too
     card = StudentCard(dict(vars(options)), [f"class {i}" for i in range(CLASSES)], student.spec)
     save_student(tmp_path, student, card)
-    again = load_student(tmp_path).eval()
+    assert read_card(tmp_path) == card
+    again = load_student(tmp_path)
     assert again.spec == student.spec
-    ours, theirs = tensors(student.eval()(frames)), tensors(again(frames))
-    for field, value in ours.items():
-        assert torch.equal(value, theirs[field]), field
-    assert set(load_file(tmp_path / "student.safetensors")) == set(student.state_dict())
+    answer = student.eval()(frames, want=want)
+    assert_same(again(frames, want=want), answer)
+    assert set(load_file(tmp_path / "student" / "model.safetensors")) == set(student.state_dict())
+    from_hub = DistilledStudent.from_pretrained(tmp_path / "student")
+    assert_same(from_hub(frames, want=want), answer)
+    parts = dict(from_hub.named_modules())
+    assert all(part in parts for part in from_hub.encoder)
+
+
+@EVERY_STUDENT
+def test_a_student_can_be_exported(name: str, label: str) -> None:
+    student = built(name, label).eval()
+    program = torch.export.export(student, (pictures(student.spec),)).module()
+    frames = pictures(student.spec, seed=2)
+    with torch.no_grad():
+        answer = program(frames)
+        assert isinstance(answer, StudentOutput)
+        assert_close(answer, student(frames))
+
+
+def test_an_answer_that_is_put_together_again_is_checked_again() -> None:
+    answer = StudentOutput(torch.zeros(2, 5), torch.zeros(2, 3), {"embedding": torch.zeros(2, 3)})
+    leaves, tree = tree_flatten(answer)
+    assert len(leaves) == 3
+    assert_same(tree_unflatten(leaves, tree), answer)
+    with pytest.raises(ValueError, match=r"StudentOutput.latent is float32\[3, 3\]"):
+        tree_unflatten([leaves[0], torch.zeros(3, 3), leaves[2]], tree)
+
+
+@EVERY_STUDENT
+def test_a_student_computes_in_any_precision(name: str, label: str) -> None:
+    student = built(name, label).eval()
+    frames, want = pictures(student.spec), everything(student)
+    single = student(frames, want=want)
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = student(frames, want=want).float()
+    assert all(torch.isfinite(value).all() for value in tensors(answer).values())
+    double = student.double()(frames, want=want)
+    assert {field: value.dtype for field, value in tensors(double).items() if value.dtype != torch.float64} == {}
+    for field, value in tensors(double).items():
+        torch.testing.assert_close(value.float(), tensors(single)[field], rtol=1e-3, atol=1e-4, msg=field)
+
+
+@EVERY_STUDENT
+def test_a_student_can_be_built_without_memory(name: str, label: str) -> None:
+    student = built(name, label)
+    with torch.device("meta"):
+        imaginary = build_student(example_options(name, label), CLASSES)
+    assert imaginary.spec == student.spec
+    ours, theirs = imaginary.state_dict(), student.state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
 
 @every("student")
-def test_a_student_can_be_built_without_memory_and_run_in_bfloat16(name: str) -> None:
+def test_a_student_s_defaults_are_of_one_that_works(name: str) -> None:
     with torch.device("meta"):
-        assert build_student(student_options(name), CLASSES).spec == built(name).spec
-    student = built(name).eval()
-    with torch.autocast("cpu", torch.bfloat16):
-        answer = student(pictures(student.spec)).float()
-    assert torch.isfinite(answer.logits).all()
+        student = build_student(plugins.schema("student", name)(), 400)
+        assert imagined(student).logits.shape == (1, 400)
 
 
 # ---------------------------------------------------------------- teachers
@@ -275,12 +394,12 @@ TEACHERS: dict[str, Example] = {}
 
 @pytest.fixture
 def teacher_options(teacher_example: Example, request: pytest.FixtureRequest) -> Any:
-    return options_of(request.node.callspec.params["teacher_example"], teacher_example.options)
+    return options_of("teacher", request.node.callspec.params["teacher_example"], teacher_example.options)
 
 
-def options_of(name: str, options: Mapping[str, Any]) -> Any:
+def options_of(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     """Options as a recipe would hand them over."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(plugins.schema("teacher", name)), dict(options)))
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(plugins.schema(kind, name)), dict(options)))
 
 
 def teacher_clips(spec: ClipSpec) -> Clips:
@@ -297,6 +416,7 @@ def test_a_teacher_answers_with_the_right_shapes(teacher_example: Example, teach
     assert answer.logits.shape == (BATCH, len(teacher_example.classes))
     assert answer.feature is not None
     assert list(answer.maps) == list(teacher_example.maps)
+    assert set(answer.maps) <= set(teacher.network.map_names)
     for field, value in tensors(answer).items():
         assert torch.isfinite(value).all(), field
         assert not value.requires_grad, field
@@ -376,12 +496,12 @@ def test_a_teacher_s_fingerprint_follows_its_function(
     assert len(first) >= 16
     assert first == fingerprint(copy.deepcopy(teacher_options))
     for change in teacher_example.changes:
-        assert fingerprint(options_of(name, {**teacher_example.options, **change})) != first, change
+        assert fingerprint(options_of("teacher", name, {**teacher_example.options, **change})) != first, change
 
     home = Path(os.path.commonpath([file.parent for file in teacher_example.weights]))
     shutil.copytree(home, tmp_path / "moved")
     text = json.dumps(teacher_example.options).replace(str(home), str(tmp_path / "moved"))
-    moved = options_of(name, json.loads(text))
+    moved = options_of("teacher", name, json.loads(text))
     assert fingerprint(moved) == first
     for file in teacher_example.weights:
         place = tmp_path / "moved" / file.relative_to(home)
@@ -502,11 +622,12 @@ def test_recipes_keep_to_folders_of_their_own() -> None:
 @EVERY_RECIPE
 def test_a_recipe_trains(name: str, tiny_run: TinyRun) -> None:
     run = tiny_run(name)
-    for file in ("recipe.yaml", "metrics.jsonl", "student.safetensors", "student.json", "summary.json"):
+    kept = [f"student/{file}" for file in ("model.safetensors", "config.json", "README.md")]
+    for file in ("recipe.yaml", "metrics.jsonl", *kept, "summary.json"):
         assert (run / file).stat().st_size > 0, file
     assert read_recipe([f"recipe={run / 'recipe.yaml'}"]).train.steps == 2
     rows = [row for row in read_metrics(run) if "loss" in row]
-    terms = [term for term, options in plain_recipe(name).objective.items() if options.weight]
+    terms = live(read_recipe([f"recipe={run / 'recipe.yaml'}"]).objective)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
         assert math.isfinite(row["loss"])

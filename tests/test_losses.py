@@ -1,198 +1,155 @@
-"""Losses against golden values, closed forms and the promises that their file makes."""
+"""What every loss promises: golden values, gradients, options, and the odd things that may be handed to it."""
 
 from __future__ import annotations
 
 import inspect
-import math
-from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import fields
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import MISSING
-from torch import Tensor
+from loss_examples import (
+    CASES,
+    EXAMPLES,
+    IDS,
+    LABEL,
+    MAP,
+    STUDENT,
+    TEACHER,
+    TEACHER_MAP,
+    TEACHER_VECTOR,
+    VECTOR,
+    clips,
+    example,
+    grid,
+    said,
+    with_learnt,
+)
+from omegaconf import MISSING, OmegaConf
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.clips.batches import Plan
-from distill.clips.views import ViewOptions
 from distill.errors import UserError
-from distill.objective.losses import LOSSES, own_options, schema
-from distill.objective.objective import Objective
-from distill.objective.schedule import weight_at
-from distill.outputs import Clips, StudentOutput, TeacherOutput
+from distill.objective.contrast import Memory
+from distill.objective.losses import LEARNT, LOSSES
+from distill.objective.terms import moving, own_options, schema
+from distill.outputs import StudentOutput, TeacherOutput, TopK
 
-ROW, COLUMN = torch.meshgrid(torch.arange(8.0), torch.arange(10.0), indexing="ij")
-STUDENT = 3 * torch.sin(0.7 * ROW.double() + 1.3 * COLUMN.double() + 0.1)  # [B,K]: the golden inputs
-TEACHER = 4 * torch.cos(0.5 * ROW.double() - 0.9 * COLUMN.double() + 0.2)
-LABEL = (3 * torch.arange(8) + 1) % 10
+EVERY = pytest.mark.parametrize("name", LOSSES)
+EVERY_CASE = pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
 
+# ---------------------------------------------------------------- golden values
 
-def clips(label: Tensor, weight: Any = None, frames: Tensor | None = None) -> Clips:
-    batch = len(label)
-    frames = torch.zeros(batch, 2, 3, 4, 4, dtype=torch.uint8) if frames is None else frames
-    return Clips(frames, label, index=torch.arange(batch), view=torch.zeros_like(label), label_weight=weight)
-
-
-def said(logits: Tensor, **more: Any) -> StudentOutput:
-    return StudentOutput(logits=logits, latent=logits, **more)
-
-
-def value(name: str, student: Tensor, teacher: Tensor, label: Tensor, **options: Any) -> Tensor:
-    return LOSSES[name](said(student), TeacherOutput(teacher), clips(label), **options)
-
-
-def objective(**terms: dict[str, Any]) -> Objective:
-    return Objective({name: schema(name)(**options) for name, options in terms.items()})
-
-
-GOLDEN = [  # made with the original authors' code in float64
-    ({"kl": {"weight": 1.0, "temperature": 4.0}}, 4.8723214036171125, 0.3448451767102523),
-    (
-        {"cross_entropy": {"weight": 0.1}, "kl": {"weight": 0.9, "temperature": 4.0}},
-        4.742798722870188,
-        0.3178096175166144,
-    ),
-]
-
-
-@pytest.mark.parametrize(("terms", "loss", "gradient"), GOLDEN, ids=["KD", "CE + KD"])
-def test_golden(terms: dict[str, dict[str, Any]], loss: float, gradient: float) -> None:
-    logits = STUDENT.clone().requires_grad_()
-    goal = objective(**terms)
-    raw, weights = goal(said(logits), TeacherOutput(TEACHER), clips(LABEL)), goal.weights(0)
-    total = torch.stack([weights[name] * raw[name] for name in raw]).sum()
-    total.backward()  # type: ignore[no-untyped-call]
-    assert logits.grad is not None
-    assert total.item() == pytest.approx(loss, rel=1e-9)
-    assert logits.grad.norm().item() == pytest.approx(gradient, rel=1e-9)
-
-
-def test_kl_of_equal_answers_is_zero_and_a_shift_of_logits_does_not_count() -> None:
-    assert value("kl", TEACHER, TEACHER, LABEL).item() == pytest.approx(0, abs=1e-12)
-    shifted = value("kl", STUDENT + 7, TEACHER - 3, LABEL)
-    assert shifted.item() == pytest.approx(value("kl", STUDENT, TEACHER, LABEL).item())
+GOLDEN = json.loads((Path(__file__).parent / "golden_losses.json").read_text())["values"]
+MAPS = {"student": "map", "teacher": "map"}
+Terms = list[tuple[float, str, dict[str, Any]]]
+MADE: dict[str, Terms] = {  # golden value -> what adds up to it
+    "KD T=4, T^2*KL batchmean": [(1, "kl", {})],
+    "KD total: 0.1*CE + 0.9*T^2*KL, T=4": [(0.1, "cross_entropy", {}), (0.9, "kl", {})],
+    "DKD alpha=1 beta=8 T=4": [(1, "dkd", {})],
+    "DKD TCKD only (alpha=1,beta=0) T=4": [(1, "dkd", {"beta": 0.0})],
+    "DKD NCKD only (alpha=0,beta=1) T=4": [(1, "dkd", {"alpha": 0.0, "beta": 1.0})],
+    "LogitStd-KD T=2 (z-score, unbiased std, eps 1e-7)": [(1, "kl", {"temperature": 2.0, "standardise": True})],
+    "LogitStd-KD total: 0.5*CE + 9*T^2*KL, T=2": [
+        (0.5, "cross_entropy", {}),
+        (9, "kl", {"temperature": 2.0, "standardise": True}),
+    ],
+    "LogitStd-DKD alpha=1 beta=8 T=2": [(1, "dkd", {"temperature": 2.0, "standardise": True})],
+    "DIST beta=gamma=1 tau=1": [(1, "dist", {})],
+    "DIST beta=gamma=1 tau=4": [(1, "dist", {"temperature": 4.0})],
+    "AT (code) p=2 one pair": [(1, "attention", MAPS)],
+    "AT (paper) one pair": [(1, "attention", {**MAPS, "norm": True})],
+    "FitNet hint MSE (no regressor)": [(1, "hint", MAPS)],
+    "FitNet-like L2Loss default(normalize=True)": [(1, "hint", {**MAPS, "normalise": True})],
+    "RKD 25*dist + 50*angle": [(25, "rkd_distance", {}), (50, "rkd_angle", {})],
+    "RKD dist only (w=1)": [(1, "rkd_distance", {})],
+    "RKD angle only (w=1)": [(1, "rkd_angle", {})],
+    "RKD 25*dist + 50*angle, with_l2_norm": [
+        (25, "rkd_distance", {"normalise": True}),
+        (50, "rkd_angle", {"normalise": True}),
+    ],
+    "PKT eps=1e-7 (unweighted)": [(1, "pkt", {})],
+    "SP (unweighted)": [(1, "similarity", MAPS)],
+    "ReviewKD HCL [4,2,1], one level, no ABF": [(1, "reviewkd", MAPS)],
+    "CRD K=12 N=40 D=16 t=0.07 m=0.5 first batch (unweighted)": [(1, "crd", {})],
+}
+NOT_OURS = {  # another reduction, and a method that is not here
+    "KD T=4, modelopt HEAD default reduction=mean",
+    "MLKD class-correlation cc_loss T=4",
+    "MLKD batch-correlation bc_loss T=4",
+}
+ODD = {("DIST", "torchdistill"), ("SP", "torchdistill")}  # another epsilon; rows of length 1 in the sum of magnitudes
 
 
-def test_kl_points_from_the_teacher_to_the_student() -> None:
-    one, other = torch.tensor([[0.0, 0.0]]).double(), torch.tensor([[math.log(9), 0.0]]).double()
-    label = torch.tensor([0])
-    assert value("kl", one, other, label, temperature=1.0).item() == pytest.approx(
-        0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
-    )
-    assert value("kl", other, one, label, temperature=1.0).item() == pytest.approx(
-        0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
-    )
+def golden_memory() -> Memory:
+    """The banks, negatives and embeddings of the golden value."""
+    options = {"width": 16, "negatives": 12}
+    memory = LOSSES["crd"].learns(said(STUDENT, VECTOR), TeacherOutput(TEACHER, TEACHER_VECTOR), range(40), **options)
+    assert isinstance(memory, Memory)
+    for layer in (memory.embed.student, memory.embed.teacher):
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    memory.double()
+    row, column = grid(40, 16)
+    memory.student_bank.copy_(F.normalize(torch.sin(0.37 * row + 0.11 * column)))
+    memory.teacher_bank.copy_(F.normalize(torch.cos(0.29 * row - 0.13 * column)))
+    memory.others = lambda own, seed: (own[:, None] + 3 * torch.arange(1, 13)) % 40  # type: ignore[method-assign]
+    return memory
 
 
-def test_hot_kl_compares_centred_logits() -> None:
-    """T^2 KL tends to half the mean squared difference of the centred logits, so its size does not fall with T."""
-    gap = (STUDENT - TEACHER) - (STUDENT - TEACHER).mean(1, keepdim=True)
-    assert value("kl", STUDENT, TEACHER, LABEL, temperature=1e3).item() == pytest.approx(
-        0.5 * gap.square().mean().item(), rel=0.01
-    )
-
-
-def test_kl_is_finite_for_certain_answers() -> None:
-    certain = torch.eye(10)[:8] * 1e4
-    found = value("kl", certain.flip(1).requires_grad_(), certain, LABEL)
-    assert torch.isfinite(found)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-def test_cross_entropy_closed_form(smoothing: float) -> None:
-    log_p = STUDENT.log_softmax(1)
-    expected = -(1 - smoothing) * log_p[torch.arange(8), LABEL].mean() - smoothing * log_p.mean(1).mean()
-    found = value("cross_entropy", STUDENT, TEACHER, LABEL, smoothing=smoothing)
-    assert found.item() == pytest.approx(expected.item())
-
-
-MASKS: tuple[list[int], ...] = ([0, 3], [1, 2, 5, 6, 7], [4], [])
-
-
-@pytest.mark.parametrize("hidden", MASKS)
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_masked_cross_entropy_is_torch_s_with_ignore_index(hidden: list[int], smoothing: float) -> None:
-    label, ours, theirs = LABEL.clone(), STUDENT.clone().requires_grad_(), STUDENT.clone().requires_grad_()
-    label[hidden] = -1
-    mine = value("cross_entropy", ours, TEACHER, label, smoothing=smoothing)
-    reference = F.cross_entropy(theirs, label, ignore_index=-1, label_smoothing=smoothing)
-    (gradient,), (expected,) = torch.autograd.grad(mine, ours), torch.autograd.grad(reference, theirs)
-    torch.testing.assert_close(mine, reference)
-    torch.testing.assert_close(gradient, expected)
-
-
-def test_cross_entropy_without_any_label_is_zero_not_nan() -> None:
-    assert value("cross_entropy", STUDENT, TEACHER, torch.full((8,), -1)).item() == 0
-
-
-def test_reconstruction_is_the_mean_squared_error_of_pictures_in_0_to_1() -> None:
-    frames = torch.randint(0, 256, (3, 4, 3, 8, 8), dtype=torch.uint8)
-    loss, label = LOSSES["reconstruction"], torch.zeros(3, dtype=torch.int64)
-    perfect = frames.float() / 255
-    logits = torch.zeros(3, 2)
-    assert loss(said(logits, reconstruction=perfect), None, clips(label, frames=frames)).item() == 0
-    off = loss(said(logits, reconstruction=perfect + 0.5), None, clips(label, frames=frames))
-    assert off.item() == pytest.approx(0.25)
-    small = torch.full((3, 2, 3, 4, 4), 128 / 255)  # a decoder may paint fewer and smaller pictures
-    grey = torch.full_like(frames, 128)
-    assert loss(said(logits, reconstruction=small), None, clips(label, frames=grey)).item() == pytest.approx(0)
-
-
-def test_reconstruction_without_a_decoder_is_refused() -> None:
-    with pytest.raises(UserError, match="decoder"):
-        value("reconstruction", STUDENT, TEACHER, LABEL)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_is_a_mean_over_clips(name: str) -> None:
-    """The same clips twice give the same loss, and none of them is forgotten."""
-    torch.manual_seed(0)
-    label, frames = LABEL.clone(), torch.randint(0, 256, (8, 2, 3, 4, 4), dtype=torch.uint8)
-    label[[2, 5]] = -1
-    student = said(STUDENT, reconstruction=torch.rand(8, 2, 3, 4, 4).double())
-    teacher = TeacherOutput(TEACHER, feature=TEACHER)
-    once = LOSSES[name](student, teacher, clips(label, frames=frames))
-    twice = LOSSES[name](
-        student.map(lambda tensor: torch.cat([tensor, tensor])),
-        teacher.map(lambda tensor: torch.cat([tensor, tensor])),
-        clips(torch.cat([label, label]), frames=torch.cat([frames, frames])),
-    )
-    assert once.shape == ()
-    assert once.item() > 0
-    torch.testing.assert_close(once, twice)
-
-
-@pytest.mark.parametrize("parts", [1, 2, 4, 8])
-def test_parts_of_a_batch_average_to_the_whole(parts: int) -> None:
-    """Micro-batches with few labels, or none, together give what one batch gives."""
-    labels = torch.tensor([1, -1, -1, 2, -1, 0, -1, -1])
-    plan = Plan(range(8), (labels >= 0).tolist(), batch=8, parts=parts, view_options=ViewOptions(), seed=3)
-    pieces = [
-        LOSSES["cross_entropy"](
-            said(STUDENT[part.indices]),
-            None,
-            clips(labels[list(part.indices)], torch.from_numpy(part.label_weight)),
-        )
-        for part in plan.step(0)
+@pytest.mark.parametrize("key", MADE)
+def test_golden(key: str) -> None:
+    """Made with the authors' own code, and that of libraries, in float64."""
+    leaves = [thing.clone().requires_grad_() for thing in (STUDENT, VECTOR, MAP)]
+    student, teacher = said(*leaves[:2], map=leaves[2]), TeacherOutput(TEACHER, TEACHER_VECTOR, {"map": TEACHER_MAP})
+    batch = clips(LABEL)
+    batch.index = (5 * torch.arange(8) + 2) % 40
+    memory = golden_memory()
+    parts = [
+        weight * LOSSES[name](student, teacher, batch, **options, **({LEARNT: memory} if name == "crd" else {}))
+        for weight, name, options in MADE[key]
     ]
-    assert len(pieces) == parts
-    whole = F.cross_entropy(STUDENT, labels, ignore_index=-1)
-    torch.testing.assert_close(torch.stack(pieces).mean(), whole)
+    found = torch.stack(parts).sum()
+    found.backward()  # type: ignore[no-untyped-call]
+    (gradient,) = (leaf.grad for leaf in leaves if leaf.grad is not None)
+    for source, expected in GOLDEN[key].items():
+        if "loss" in expected and (key.split()[0], source) not in ODD:
+            assert found.item() == pytest.approx(expected["loss"], rel=1e-9), source
+            assert gradient.norm().item() == pytest.approx(expected["grad_l2"], rel=1e-9), source
+    if "Z_v1,Z_v2" in GOLDEN[key]:
+        assert memory.log_z.exp().tolist() == pytest.approx(GOLDEN[key]["Z_v1,Z_v2"], rel=1e-9)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def test_every_golden_value_is_tried() -> None:
+    assert set(MADE) | NOT_OURS == set(GOLDEN)
+
+
+# ---------------------------------------------------------------- options
+
+
+def test_every_loss_has_an_example() -> None:
+    assert list(LOSSES) and set(EXAMPLES) == set(LOSSES)
+    assert all(LOSSES[name].function.__name__ == name for name in LOSSES)
+
+
+@EVERY
 def test_every_keyword_option_is_a_recipe_option(name: str) -> None:
-    parameters = inspect.signature(LOSSES[name].function).parameters.values()
-    options = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    found = {field.name: field.default for field in fields(schema(name))}
-    assert found.pop("weight") is MISSING  # no silent default
-    assert found.pop("warmup_steps") == 0
-    assert found == options
-    assert inspect.Parameter.empty not in options.values()
-    assert NO_DEFAULT not in options.values()
-    assert own_options(schema(name)(weight=1.0)) == options
-    assert inspect.getdoc(LOSSES[name].function), f"{name} has no docstring"
+    parameters = inspect.signature(LOSSES[name].function).parameters
+    options = {
+        option: MISSING if item.default is inspect.Parameter.empty else item.default
+        for option, item in parameters.items()
+        if item.kind is inspect.Parameter.KEYWORD_ONLY and option != LEARNT
+    }
+    tree = OmegaConf.structured(schema(name))
+    assert OmegaConf.is_missing(tree, "weight")  # no silent default
+    assert own_options(schema(name)()) == options
+    for given in EXAMPLES[name]:
+        chosen = OmegaConf.to_object(OmegaConf.merge(tree, {"weight": 1.0, **given}))
+        assert own_options(chosen) == options | given
+    assert moving(name) <= set(options)
+    assert inspect.getdoc(LOSSES[name].function)
 
 
 def test_unknown_losses_are_refused_with_the_known_ones() -> None:
@@ -200,30 +157,242 @@ def test_unknown_losses_are_refused_with_the_known_ones() -> None:
         schema("kd")
 
 
-def test_an_objective_weighs_and_asks_only_for_its_live_terms() -> None:
-    goal = objective(
-        kl={"weight": 2.0, "warmup_steps": 4}, cross_entropy={"weight": 1.0}, reconstruction={"weight": 0.0}
-    )
-    assert list(goal.terms) == ["kl", "cross_entropy"]
-    assert goal.want == frozenset()
-    assert goal.needs_teacher
-    assert goal.weights(0) == {"kl": 0.5, "cross_entropy": 1.0}
-    assert goal.weights(100) == {"kl": 2.0, "cross_entropy": 1.0}
-    assert objective(reconstruction={"weight": 1.0}).want == {"reconstruction"}
-    assert not objective(reconstruction={"weight": 1.0}).needs_teacher
-    with pytest.raises(UserError, match="no term with a weight"):
-        objective(kl={"weight": 0.0})
-
-
-def test_a_term_with_its_options_reaches_its_loss() -> None:
-    for temperature in (1.0, 4.0):
-        goal = objective(kl={"weight": 1.0, "temperature": temperature})
-        found = goal(said(STUDENT), TeacherOutput(TEACHER), clips(LABEL))["kl"]
-        assert found.item() == value("kl", STUDENT, TEACHER, LABEL, temperature=temperature).item()
+# ---------------------------------------------------------------- names
 
 
 @pytest.mark.parametrize(
-    ("warmup", "step", "expected"), [(0, 0, 3.0), (4, 0, 0.75), (4, 2, 2.25), (4, 3, 3.0), (4, 9, 3.0)]
-)
-def test_warm_up(warmup: int, step: int, expected: float) -> None:
-    assert weight_at(3.0, warmup, step) == pytest.approx(expected)
+    ("name", "options", "parts"),
+    [
+        ("hint", {"student": "vidoe", "teacher": "video"}, ["hint.student", "'vidoe'", "student gives deep, flat, frames"]),
+        ("hint", {"student": "video", "teacher": "heat"}, ["hint.teacher", "'heat'", "teacher gives deep, feature, flat"]),
+        ("pkt", {"student": ["latent", "video"]}, ["pkt", "2 names", "1 of"]),
+        ("pkt", {"student": []}, ["pkt.student", "a name, or a list of names"]),
+        ("pkt", {"teacher": 3}, ["pkt.teacher", "3", "a name, or a list of names"]),
+        ("mse", {"student": "frames", "teacher": "flat"}, ["frames [4, 4, 3]", "flat [4, 3, 3, 3]"]),
+        ("mse", {"student": "latent", "teacher": "feature"}, ["latent [4, 6]", "feature [4, 7]"]),
+        ("temporal", {"student": "latent", "teacher": "frames"}, ["latent [4, 6]", "frames [4, 2, 5]"]),
+        ("attention", {"student": "frames", "teacher": "flat"}, ["frames [4, 4, 3]", "[B,C,H,W]"]),
+        ("attention", {"student": "flat", "teacher": "feature", "rows": True}, ["feature [4, 7]", "rows=true"]),
+        ("reviewkd", {"student": "frames", "teacher": "frames"}, ["frames [4, 4, 3]", "frames [4, 2, 5]"]),
+        ("feature", {"kind": "l2"}, ["'l2'", "cosine, smooth_l1"]),
+        ("attention", {"student": "flat", "teacher": "flat", "power": 0.5}, ["0.5", "at least 1"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_refused_in_one_line(name: str, options: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        LOSSES[name](*example(), **options)
+    for part in ["objective.", *parts]:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_pair_of_a_list_counts() -> None:
+    names = ["video", "latent"], ["video", "feature"]
+    single = [LOSSES["pkt"](*example(), student=s, teacher=t) for s, t in zip(*names, strict=True)]
+    both = LOSSES["pkt"](*example(), student=names[0], teacher=names[1])
+    torch.testing.assert_close(both, single[0] + single[1])
+
+
+def test_a_reconstruction_can_be_compared_too() -> None:
+    student, teacher, batch = example()
+    assert student.reconstruction is not None
+    teacher.maps["film"] = student.reconstruction.transpose(1, 2)  # [B,C,T,H,W], as every map
+    assert LOSSES["mse"](student, teacher, batch, student="reconstruction", teacher="film") == 0
+
+
+@pytest.mark.parametrize("name", ["mse", "rkd_distance", "feature"])
+def test_features_that_are_logits_need_all_of_them(name: str) -> None:
+    student, teacher, batch = example()
+    teacher.logits = TopK.of(teacher.dense, 2)
+    with pytest.raises(UserError, match=rf"objective.{name}.teacher: only the teacher's largest logits .* cache.top_k"):
+        LOSSES[name](student, teacher, batch, student="logits", teacher="logits")
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def leaves_of(student: StudentOutput) -> tuple[StudentOutput, list[Tensor]]:
+    leaves: list[Tensor] = []
+
+    def grow(tensor: Tensor) -> Tensor:
+        leaves.append(tensor.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    return student.map(grow), leaves
+
+
+STOPPED = "queue"  # each side asks, and is given the other's answer as it is: the test of crd looks at its gradient
+
+
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[1].get("mode") != STOPPED])
+def test_gradients_are_those_of_the_value(name: str, options: dict[str, Any]) -> None:
+    """With respect to what the student gives and to what the loss learns; the teacher has none."""
+    student, teacher, batch = example()
+    student, leaves = leaves_of(student)
+    teacher = teacher.map(lambda tensor: tensor.requires_grad_())
+    given = with_learnt(name, options)
+    if isinstance(memory := given.get(LEARNT), Memory):
+        memory.draws[1] = 1  # what turns scores into probabilities is no function of the first batch any more
+    LOSSES[name](student, teacher, batch, **given).backward()  # type: ignore[no-untyped-call]
+    teacher.map(lambda tensor: tensor if tensor.grad is None else pytest.fail("the teacher would be trained"))
+    parameters = list(given[LEARNT].parameters()) if LEARNT in given else []
+    assert all(parameter.grad is not None for parameter in parameters)
+    inputs = [leaf for leaf in leaves if leaf.grad is not None] + parameters
+    assert len(inputs) > len(parameters)
+    assert torch.autograd.gradcheck(
+        lambda *_: LOSSES[name](student, teacher, batch, **given), inputs, atol=1e-6, fast_mode=True
+    )
+
+
+# ---------------------------------------------------------------- means
+
+FALLS = {"pkt": 2.0, "similarity": 2.0}  # with so many times the clips, as the docstrings say
+BY_CHANCE = ("crd",)  # draws others for each clip
+
+
+@EVERY_CASE
+def test_the_same_clips_twice_give_the_same_loss(name: str, options: dict[str, Any]) -> None:
+    student, teacher, batch = example()
+    batch = clips(torch.tensor([1, -1, 0, 4]), frames=batch.frames)
+    given = with_learnt(name, options)
+
+    def twice(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor])
+
+    once = LOSSES[name](student, teacher, batch, **given)
+    label, frames = twice(batch.label), twice(batch.frames)
+    again = LOSSES[name](student.map(twice), teacher.map(twice), clips(label, frames=frames), **given)
+    assert once.shape == ()
+    if name == "vid":
+        assert torch.isfinite(once)
+    else:
+        assert once.item() > 0
+    if name not in BY_CHANCE or options.get("mode") == "queue":
+        torch.testing.assert_close(again * FALLS.get(name, 1.0), once, rtol=1e-5, atol=1e-9)
+
+
+FRAMES = [
+    case
+    for case in CASES
+    if case[1].get("student") in ("video", "frames") and (case[0] != "attention" or case[1].get("norm"))
+]
+
+
+@pytest.mark.parametrize(("name", "options"), FRAMES)
+def test_every_frame_twice_gives_the_same_loss(name: str, options: dict[str, Any]) -> None:
+    """Of the student, which then is finer than the teacher; and of both."""
+    student, teacher, batch = example()
+    given = with_learnt(name, options)
+
+    def slow(things: dict[str, Tensor]) -> dict[str, Tensor]:
+        axes = {"video": 2, "frames": 1}
+        return things | {key: things[key].repeat_interleave(2, axis) for key, axis in axes.items()}
+
+    student.features |= {"video": student.features["video"][:, :, :2], "frames": student.features["frames"][:, :2]}
+    once = LOSSES[name](student, teacher, batch, **given)
+    student.features = slow(student.features)
+    torch.testing.assert_close(LOSSES[name](student, teacher, batch, **given), once)
+    teacher.maps = slow(teacher.maps)
+    torch.testing.assert_close(LOSSES[name](student, teacher, batch, **given), once)
+
+
+# ---------------------------------------------------------------- odd things
+
+
+def change(values: Callable[[Tensor], Tensor]) -> tuple[StudentOutput, TeacherOutput]:
+    student, teacher, _ = example()
+    return student.map(values), teacher.map(values)
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_is_never_computed_in(name: str, options: dict[str, Any], half: torch.dtype) -> None:
+    batch, given = example()[2], with_learnt(name, options)
+    if LEARNT in given:
+        given[LEARNT].float()
+    full = LOSSES[name](*change(lambda tensor: tensor.to(half).float()), batch, **given)
+    low = LOSSES[name](*change(lambda tensor: tensor.to(half)), batch, **given)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = LOSSES[name](*change(lambda tensor: tensor.to(half)), batch, **given)
+    assert full.dtype == low.dtype == cast.dtype == torch.float32
+    assert torch.equal(low, full)
+    assert torch.equal(cast, full)
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same numbers, far from each other in memory."""
+    wide = torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)
+    return wide[..., 0]
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last_3d) if tensor.dim() == 5 else tensor
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("layout", [strided, channels_last])
+def test_how_it_lies_in_memory_does_not_matter(
+    name: str, options: dict[str, Any], layout: Callable[[Tensor], Tensor]
+) -> None:
+    given = with_learnt(name, options)
+    expected = LOSSES[name](*example(), **given)
+    torch.testing.assert_close(LOSSES[name](*change(layout), example()[2], **given), expected)
+
+
+@EVERY_CASE
+def test_a_single_clip_is_enough(name: str, options: dict[str, Any]) -> None:
+    student, leaves = leaves_of(example(batch=1)[0])
+    found = LOSSES[name](student, *example(batch=1)[1:], **with_learnt(name, options))
+    found.backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(found)
+    assert all(torch.isfinite(leaf.grad).all() for leaf in leaves if leaf.grad is not None)
+
+
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[1].get("student") in ("video", "frames")])
+def test_a_single_frame_of_a_single_row_is_enough_but_has_no_motion(name: str, options: dict[str, Any]) -> None:
+    student, teacher, batch = example()
+    shapes = {"video": (4, 3, 1, 1, 4), "frames": (4, 1, 3)}
+    student.features |= {key: torch.randn(shape).double() for key, shape in shapes.items()}
+    if name == "temporal":
+        with pytest.raises(UserError, match="no motion in a single frame"):
+            LOSSES[name](student, teacher, batch, **options)
+        return
+    if name == "hint" and options["teacher"] == "video":
+        with pytest.raises(UserError, match="has to be larger than the teacher's"):
+            LOSSES[name].learns(student, teacher, range(4), **options)
+        return
+    found = LOSSES[name].learns(student, teacher, range(4), **options)
+    learnt = {} if found is None else {LEARNT: found.double()}
+    assert torch.isfinite(LOSSES[name](student, teacher, batch, **options, **learnt))
+
+
+@EVERY_CASE
+def test_answers_of_zeros_leave_the_gradient_finite(name: str, options: dict[str, Any]) -> None:
+    """A head that starts at zero, activations that are all dead, a still video."""
+    student, teacher = change(torch.zeros_like)
+    student, leaves = leaves_of(student)
+    found = LOSSES[name](student, teacher, example()[2], **with_learnt(name, options))
+    found.backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(found)
+    assert all(torch.isfinite(leaf.grad).all() for leaf in leaves if leaf.grad is not None)
+
+
+@EVERY_CASE
+def test_what_is_learnt_depends_on_shapes_alone(name: str, options: dict[str, Any]) -> None:
+    """Answers on the meta device have shapes and no numbers."""
+    torch.manual_seed(0)
+    found = LOSSES[name].learns(*change(lambda tensor: tensor.to("meta")), range(12), **options)
+    expected = with_learnt(name, options).get(LEARNT)
+    assert (found is None) == (expected is None)
+    if found is not None and expected is not None:
+        for ours, theirs in zip(found.double().state_dict().values(), expected.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_loss_without_a_module_learns_nothing() -> None:
+    for name, options in CASES:
+        learns = LOSSES[name].learns(*example()[:2], range(4), **options)
+        assert learns is None or (LOSSES[name].module is not None and list(learns.parameters()))
+    same = said(STUDENT, VECTOR, map=MAP), TeacherOutput(TEACHER, VECTOR, {"map": MAP})
+    for name in ("mse", "feature", "hint", "reviewkd"):
+        assert LOSSES[name].learns(*same, range(4), student="map", teacher="map") is None

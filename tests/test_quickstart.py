@@ -55,11 +55,11 @@ def test_quickstart_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(value >= 0 for value in summary["seconds"].values())
     assert (out / "report.html").stat().st_size > 10_000
     for run in ("teacher", *RUNS):
-        for file in ("recipe.yaml", "metrics.jsonl", "student.safetensors", "student.json", "report.html"):
+        for file in ("recipe.yaml", "metrics.jsonl", "student/model.safetensors", "student/config.json", "report.html"):
             assert (out / run / file).exists(), f"{run}/{file}"
-    before = (out / "distilled" / "student.safetensors").stat().st_mtime_ns
+    before = (out / "distilled" / "student" / "model.safetensors").stat().st_mtime_ns
     quickstart(small(tmp_path))
-    assert (out / "distilled" / "student.safetensors").stat().st_mtime_ns == before
+    assert (out / "distilled" / "student" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_it_writes_where_the_readme_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,8 +55,7 @@ def distilled(teacher: Path, folder: Path) -> list[str]:
     return [
         "teacher.name=student",
         f"teacher.run={teacher}",
-        "objective.kl.weight=1",
-        "objective.kl.warmup_steps=4",
+        "objective.kl.weight={to: 1, over: 4 steps}",
         f"cache.folder={folder / 'cache'}",
     ]
 
@@ -131,9 +130,9 @@ def test_a_finished_run_is_not_touched(tmp_path: Path) -> None:
         run(out, "train.steps=2")
     with pytest.raises(UserError, match=r"train\.steps"):
         run(out, "train.steps=3", "resume=true")
-    before = (out / "student.safetensors").stat().st_mtime_ns
+    before = (out / "student" / "model.safetensors").stat().st_mtime_ns
     run(out, "train.steps=2", "resume=true")
-    assert (out / "student.safetensors").stat().st_mtime_ns == before
+    assert (out / "student" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def command(out: Path, *changes: str) -> list[str]:
@@ -158,7 +157,10 @@ def test_kill_and_resume_is_bit_identical(tmp_path: Path) -> None:
         process.wait()
     assert kills >= 1
     subprocess.run(command(broken, *long, "resume=true"), check=True, stdout=subprocess.DEVNULL)
-    ours, theirs = load_file(broken / "student.safetensors"), load_file(whole / "student.safetensors")
+    ours, theirs = (
+        load_file(broken / "student" / "model.safetensors"),
+        load_file(whole / "student" / "model.safetensors"),
+    )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert curve(broken) == curve(whole)

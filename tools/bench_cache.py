@@ -30,7 +30,7 @@ from distill.checkpoint import build_student
 from distill.clips.batches import Part, load
 from distill.clips.clipset import ClipSet
 from distill.loop import Learner
-from distill.objective import losses
+from distill.objective import terms
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Objective
 from distill.outputs import Clips, StudentOutput, TeacherOutput, TopK
@@ -210,18 +210,18 @@ def bench_steps(recipe: Recipe, clips: ClipSet, live: LiveTeacher, talk: Talk) -
     (batch,) = load(clips, [Part(everyone, [1], np.ones(len(everyone), np.float32))])
     accelerator = Accelerator()
     options = schema("student", "tinyact")(frames=4, size=112, strides=STRIDES)
-    terms: dict[str, Any] = {
-        "cross_entropy": losses.schema("cross_entropy")(weight=1),
-        "kl": losses.schema("kl")(weight=1),
+    known: dict[str, Any] = {
+        "cross_entropy": terms.schema("cross_entropy")(weight=1),
+        "kl": terms.schema("kl")(weight=1),
     }
     student = build_student(options, len(clips.manifest.classes))
     cached = CachedTeacher(cached_outputs(recipe, clips), clips.name, soft_labels=False)
 
     def step(names: list[str], teacher: Callable[[Clips], TeacherOutput] | None) -> float:
-        learner = Learner(student, Objective({name: terms[name] for name in names}))
+        learner = Learner(student, Objective({name: known[name] for name in names}))
         begun = cpu()
         answer = teacher(batch) if teacher else None
-        accelerator.backward(torch.stack(list(learner(batch, answer).values())).sum())
+        accelerator.backward(torch.stack(list(learner(batch, answer, 0).values())).sum())
         seconds = cpu() - begun
         student.zero_grad()
         return seconds

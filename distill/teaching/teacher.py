@@ -35,6 +35,10 @@ class LiveTeacher(nn.Module):
         super().__init__()
         self.network, self.want, self.autocast = network.requires_grad_(False), tuple(want), AUTOCAST[autocast]
         self.spec: ClipSpec = network.spec  # type: ignore[assignment]
+        for name in self.want:
+            if name not in network.map_names:  # type: ignore[operator]
+                known = ", ".join(network.map_names) or "none"  # type: ignore[arg-type]
+                raise UserError(f"the teacher gives no map {name!r}; those it has: {known}")
         places = columns(network.classes, classes)  # type: ignore[arg-type]
         self.columns = None if places == list(range(len(network.classes))) else places  # type: ignore[arg-type]
         self.eval()
@@ -49,8 +53,7 @@ class LiveTeacher(nn.Module):
             answer: TeacherOutput = self.network(frames, want=self.want)
         missing = [name for name in self.want if name not in answer.maps]
         if missing:
-            known = ", ".join(answer.maps) or "no other"
-            raise UserError(f"the teacher gives no map {missing[0]!r}; asked for this one, it gave {known}")
+            raise UserError(f"the teacher gives no map {missing[0]!r} with these options")
         logits = answer.logits if self.columns is None else answer.dense[:, self.columns]
         return replace(answer, logits=logits, maps={name: answer.maps[name] for name in self.want})
 

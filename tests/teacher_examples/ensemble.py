@@ -25,7 +25,7 @@ def make(folder: Path) -> Example:
     return Example(
         {"members": members, "average": "logits"},
         CLASSES,
-        [folder / name / "student.safetensors" for name in MEMBERS],
+        [folder / name / "student" / "model.safetensors" for name in MEMBERS],
         changes=[
             {"average": "probabilities"},
             {"weights": [1.0, 2.0]},

@@ -28,4 +28,5 @@ def make(folder: Path) -> Example:
     torch.manual_seed(0)
     student = build_student(options, len(CLASSES))
     save_student(folder, student, StudentCard(dict(vars(options)), CLASSES, student.spec))
-    return Example({"run": str(folder)}, CLASSES, [folder / "student.safetensors"], maps=["block2"])
+    saved = folder / "student"
+    return Example({"run": str(saved)}, CLASSES, [saved / "model.safetensors"], maps=["block2"])

@@ -1,0 +1,101 @@
+"""Which parts of a student train when. What is frozen keeps its weights, its running statistics, and its calm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+from torch import nn
+
+from distill.errors import UserError
+from distill.objective.schedule import Span, steps_of
+from distill.outputs import Student
+
+MODES = ("joint", "frozen", "progressive")
+ENCODER, NEVER = "encoder", "never"
+
+
+@dataclass
+class Group:
+    parts: list[str] = MISSING
+    """Names of the student's submodules; 'encoder' stands for all that make the latent."""
+    at: Span = 0
+    """When they begin to train: steps, a text like '5 epochs', or never."""
+    lr: float = 1.0
+    """Factor of their learning rate."""
+
+
+@dataclass
+class Freezing:
+    mode: str = "joint"
+    """joint: all of the student trains from the start; frozen: the encoder never does; progressive: as groups say."""
+    groups: dict[str, Group] = field(default_factory=dict)
+    """For progressive: {late: {parts: [encoder], at: 5 epochs, lr: 0.1}, ...}; the longest name that fits a part
+    counts, and parts that no group names train from the start."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """When a part begins to train, and how fast."""
+
+    at: float
+    factor: float
+
+
+FREE = Course(0, 1.0)
+
+
+class Schedule:
+    """What trains at which step."""
+
+    def __init__(self, student: Student, options: Freezing, epoch_steps: int) -> None:
+        self.courses = dict(_courses(student, options, epoch_steps))
+        modules = dict(student.named_modules())
+        for name in self.courses:
+            if name not in modules:
+                known = ", ".join([ENCODER, *(name for name in modules if name.count(".") < 2 and name)])
+                raise UserError(f"schedule: the student has no part {name!r}; it has {known}, and what is inside them")
+        self.modules = [(module, self._course(name)) for name, module in modules.items()]
+        # What the student itself holds fixed stays fixed.
+        student.train()
+        self.parameters = [(p, self._course(name)) for name, p in student.named_parameters() if p.requires_grad]
+        for parameter, course in self.parameters:
+            parameter.requires_grad_(course.at < math.inf)
+        self.factors = {parameter: course.factor for parameter, course in self.parameters}
+
+    def _course(self, name: str) -> Course:
+        """Of the longest part that the module or parameter is in."""
+        inside = [part for part in self.courses if f"{name}.".startswith(f"{part}.")]
+        return self.courses[max(inside, key=len)] if inside else FREE
+
+    def factor(self, parameter: nn.Parameter) -> float:
+        """Of the parameter's learning rate; what losses learn has the full one."""
+        return self.factors.get(parameter, 1.0)
+
+    def apply(self, step: int) -> None:
+        """Hold still what does not train at this step; the student is in training mode."""
+        if not self.courses:
+            return
+        for parameter, course in self.parameters:
+            parameter.requires_grad_(step >= course.at)
+        for module, course in self.modules:
+            if step < course.at:
+                module.training = False
+
+
+def _courses(student: Student, options: Freezing, epoch_steps: int) -> Iterator[tuple[str, Course]]:
+    if options.mode not in MODES:
+        raise UserError(f"schedule.mode is {options.mode!r}; known: {', '.join(MODES)}")
+    if bool(options.groups) != (options.mode == "progressive"):
+        raise UserError("schedule.groups and schedule.mode=progressive go together: say which parts train when")
+    if options.mode == "frozen":
+        yield from ((name, Course(math.inf, 1.0)) for name in student.encoder)
+    for key, group in options.groups.items():
+        if not 0 <= group.lr < math.inf:
+            raise UserError(f"schedule.groups.{key}.lr is {group.lr}; it is at least 0")
+        at = math.inf if group.at == NEVER else steps_of(group.at, epoch_steps, f"schedule.groups.{key}.at")
+        course = Course(at, group.lr)
+        for part in group.parts:
+            yield from ((name, course) for name in (student.encoder if part == ENCODER else [part]))
