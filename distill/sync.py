@@ -1,6 +1,6 @@
 """Batch statistics over all processes, so that a batch is normalised alike on one process or many.
 
-torch has this for GPUs only; the class below is the same layer for CPUs.
+torch and timm have this for GPUs only; the class below is the same layer for CPUs.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def sync_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with every batch norm made one over all processes; names and weights stay."""
     if device.type != "cpu":
-        synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        synced: nn.Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return synced
     for name, layer in list(module.named_modules()):
         if isinstance(layer, _BatchNorm):
@@ -54,6 +55,8 @@ class CpuSyncBatchNorm(nn.Module):
         assert layer.momentum is not None
         self.eps, self.momentum = layer.eps, layer.momentum
         self.weight, self.bias = layer.weight, layer.bias
+        parts = ("drop", "act") if isinstance(layer, BatchNormAct2d) else ()  # timm's has an activation in it
+        self.after = nn.Sequential(*(layer.get_submodule(name) for name in parts))
         self.running_mean: Tensor
         self.running_var: Tensor
         self.num_batches_tracked: Tensor
@@ -62,9 +65,12 @@ class CpuSyncBatchNorm(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training:
-            return nn.functional.batch_norm(
-                values, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            still: Tensor = self.after(
+                nn.functional.batch_norm(
+                    values, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+                )
             )
+            return still
         given, values = values.dtype, values.float()  # sums over many values have no place in half precision
         axes = [0, *range(2, values.dim())]
         count = _total(values.new_tensor(float(values.numel() // values.shape[1])))
@@ -77,4 +83,5 @@ class CpuSyncBatchNorm(nn.Module):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(given)
+        whole: Tensor = self.after((centred * scale.view(shape) + self.bias.view(shape)).to(given))
+        return whole

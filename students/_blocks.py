@@ -15,7 +15,7 @@ from students._bn_inception import Inception
 from students._nasnet import Cell
 
 # class -> the part that the branch enters by, the part with its last convolution, and which attribute says that the
-# block's input is added to what the branch makes ("+": always, "": never). Blocks of several branches have no parts.
+# block's input is added to what the branch makes ("+": it always is)
 KNOWN: dict[type[nn.Module], tuple[str, str, str]] = {
     resnet.BasicBlock: ("conv1", "conv2", "+"),
     resnet.Bottleneck: ("conv1", "conv3", "+"),
@@ -35,14 +35,14 @@ KNOWN: dict[type[nn.Module], tuple[str, str, str]] = {
     mobile.EdgeResidual: ("conv_exp", "conv_pwl", "has_skip"),
     mobile.UniversalInvertedResidual: ("dw_start", "pw_proj", "has_skip"),
 }
-BRANCHED = (Inception, Cell)
+BRANCHED = (Inception, Cell)  # into several, and nothing is added to what they make
 
 
 @dataclass(frozen=True)
 class Block:
     whole: nn.Module
     enter: nn.Module
-    last: nn.Conv2d | None  # None: it has several branches, and nothing is added to what they make
+    last: nn.Conv2d | None  # None: there are several branches
     residual: bool
 
 
@@ -54,5 +54,5 @@ def blocks(network: nn.Module) -> Iterator[Block]:
         elif type(part) in KNOWN:
             enter, last, added = KNOWN[type(part)]
             convolutions = [inner for inner in part.get_submodule(last).modules() if isinstance(inner, nn.Conv2d)]
-            residual = added == "+" or bool(added and getattr(part, added))
+            residual = added == "+" or bool(getattr(part, added))
             yield Block(part, part.get_submodule(enter), convolutions[-1], residual)

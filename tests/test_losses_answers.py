@@ -1,4 +1,4 @@
-"""Losses on the answer: closed forms, certain answers, labels that are not there, mixed clips, and cached top-k logits."""
+"""Losses on the answer: closed forms, certain answers, missing labels, mixed clips, and cached top-k logits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gradient(name: str, student: Tensor, teacher: Any, label: Tensor = LABEL, **
 @pytest.mark.parametrize("name", SOFT)
 @pytest.mark.parametrize("standardise", [False, True])
 def test_equal_answers_cost_nothing_and_a_shift_of_logits_does_not_count(name: str, standardise: bool) -> None:
-    options = {} if name == "dist" else {"standardise": standardise}
+    options: dict[str, Any] = {} if name == "dist" else {"standardise": standardise}
     assert value(name, TEACHER, TEACHER, **options).item() == pytest.approx(0, abs=1e-5)
     shifted = value(name, STUDENT + 7, TEACHER - 3, **options)
     assert shifted.item() == pytest.approx(value(name, STUDENT, TEACHER, **options).item())
@@ -208,7 +208,9 @@ def test_mixed_clips_have_a_share_of_both_labels() -> None:
                 expected += part * one.item() / 7  # clips with a label
     assert found.item() == pytest.approx(expected)
     whole = clips(label, blend=Blend(label[order], own.label_weight[order], torch.ones(8)))
-    torch.testing.assert_close(LOSSES["cross_entropy"](said(STUDENT), None, whole), value("cross_entropy", STUDENT, None or TEACHER, label))  # fmt: skip
+    torch.testing.assert_close(
+        LOSSES["cross_entropy"](said(STUDENT), None, whole), value("cross_entropy", STUDENT, TEACHER, label)
+    )
 
 
 # ---------------------------------------------------------------- cached top-k logits

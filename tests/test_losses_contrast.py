@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.errors import UserError
+from distill.objective import contrast
 from distill.objective.contrast import Memory, Queue
 from distill.objective.losses import LOSSES
 from distill.outputs import Clips, StudentOutput, TeacherOutput
 
 TRAINING = [3, 5, 8, 13, 21, 34, 55]
 SMALL = {"width": 8, "negatives": 4}
+TOGETHER = [3, 8, 55, 21]  # a batch of two processes
 Batch = tuple[StudentOutput, TeacherOutput, Clips]
 
 
@@ -34,6 +36,13 @@ def batch(index: list[int], seed: int = 0) -> Batch:
     return StudentOutput(none(count, 2), mine), TeacherOutput(none(count, 2), other), given
 
 
+def half(rank: int) -> Batch:
+    """A process's part of the batch of both."""
+    student, teacher, given = batch(TOGETHER)
+    mine = slice(2 * rank, 2 * rank + 2)
+    return tuple(part.map(lambda tensor: tensor[mine]) for part in (student, teacher, given))  # type: ignore[return-value]
+
+
 def learnt(mode: str, **options: Any) -> Any:
     torch.manual_seed(0)
     return LOSSES["crd"].learns(*batch([3, 5])[:2], TRAINING, mode=mode, **(SMALL | options))
@@ -44,13 +53,12 @@ def value(memory: Any, given: Batch) -> Tensor:
 
 
 def train(memory: Any, steps: range) -> list[float]:
-    optimizer = torch.optim.SGD(memory.parameters(), 0.1)
     found = []
     for step in steps:
         loss = value(memory, batch([TRAINING[step % 7], TRAINING[(2 * step + 1) % 7], 55], step))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        slopes = torch.autograd.grad(loss, list(memory.parameters()))
+        for parameter, slope in zip(memory.parameters(), slopes, strict=True):
+            parameter.data -= 0.1 * slope
         found.append(loss.item())
     return found
 
@@ -149,8 +157,13 @@ def test_z_is_frozen_after_the_first_batch_and_the_draws_go_on() -> None:
     value(memory, batch([3, 5]))
     frozen = memory.log_z.clone()
     assert frozen.abs().min() > 0
-    seen = []
-    memory.others = lambda own, seed: seen.append(seed) or torch.zeros(len(own), 4, dtype=torch.int64)
+    seen: list[int] = []
+
+    def others(own: Tensor, seed: int) -> Tensor:
+        seen.append(seed)
+        return torch.zeros(len(own), 4, dtype=torch.int64)
+
+    memory.others = others
     for step in range(3):
         value(memory, batch([8, 55], seed=step))
     assert torch.equal(memory.log_z, frozen)
@@ -252,23 +265,41 @@ def test_one_clip_cannot_be_told_from_others() -> None:
         LOSSES["crd"].learns(*batch([3])[:2], [3])
 
 
-def test_two_processes_remember_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_remember_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has half of a batch; the banks are those of one process that had all of it, and on both the same bits."""
     here = Path(__file__)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent), "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [*launch, str(here.with_name("two_memories.py")), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     for mode in ("memory", "queue"):
-        alone = learnt(mode)
-        value(alone, batch([3, 8, 55, 21]))
+        expected = learnt(mode)
+        value(expected, batch(TOGETHER))
         one, two = (torch.load(tmp_path / f"{mode}{rank}.pt", weights_only=True) for rank in (0, 1))
-        for name, expected in alone.state_dict().items():
-            assert torch.equal(one["kept"][name], two["kept"][name]), name
+        for name, kept in expected.state_dict().items():
+            assert torch.equal(one[name], two[name]), name
             if name != "log_z":  # each draws others for its clips
-                torch.testing.assert_close(one["kept"][name], expected)
+                torch.testing.assert_close(one[name], kept)
         if mode == "memory":
-            assert not torch.equal(one["drawn"], two["drawn"])
-            means = torch.stack([one["log_z"], two["log_z"]]).exp().mean(0).log()  # of what each would have alone
-            torch.testing.assert_close(one["kept"]["log_z"], means)
+            apart = []
+            for rank in (0, 1):
+                monkeypatch.setattr(contrast, "_rank", lambda rank=rank: rank)
+                value(alone := learnt(mode), half(rank))
+                apart.append(alone.log_z)
+            torch.testing.assert_close(one["log_z"], torch.stack(apart).exp().mean(0).log())
+
+
+def test_processes_draw_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def others(own: Tensor, seed: int) -> Tensor:
+        seeds.append(seed)
+        return torch.zeros(len(own), 4, dtype=torch.int64)
+
+    for rank in (0, 1, 1):
+        monkeypatch.setattr(contrast, "_rank", lambda rank=rank: rank)
+        memory = learnt("memory")
+        memory.others = others
+        value(memory, batch([3, 5]))
+    assert seeds[0] != seeds[1] == seeds[2]

@@ -1,9 +1,9 @@
-"""Losses on features, maps and relations: what they see and what they overlook, and the shapes that they bring together."""
+"""Losses on features, maps and relations: what they see, what they overlook, and which shapes come together."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -61,8 +61,6 @@ def test_the_finer_side_is_averaged(name: str, mine: tuple[int, ...], other: tup
     assert (learnt is None) == (wider == 0 and name != "vid")
     assert torch.isfinite(value(name, student, teacher, learnt))
     if wider == 0 and name == "mse":
-        apart = [some(*shape, seed=seed).flatten(2) for seed, shape in enumerate((mine, other)) if len(shape) > 2]
-        del apart
         assert value(name, *plain(student, teacher)).item() == pytest.approx(value(name, student, teacher).item())
 
 
@@ -106,7 +104,7 @@ def test_a_hint_is_led_to_the_teacher_s_shape(
 ) -> None:
     learnt = learn("hint", some(*mine), some(*other))
     assert isinstance(learnt, nn.ModuleList)
-    conv, norm, relu = learnt[0]  # type: ignore[misc]
+    conv, norm, relu = cast(nn.Sequential, learnt[0])
     assert conv.kernel_size == kernel
     assert isinstance(norm, nn.BatchNorm3d if len(mine) == 4 else nn.BatchNorm2d)
     assert isinstance(relu, nn.ReLU)
@@ -171,7 +169,7 @@ def test_temporal_s_projection_has_no_constant() -> None:
     assert value("temporal", still, torch.zeros(BATCH, 5, 7).double(), learnt).item() == 0
 
 
-def test_vid_begins_at_variance_five_and_learns_it() -> None:
+def test_vid_begins_at_variance_five_and_is_best_at_that_of_its_error() -> None:
     mine, other = some(3, 4, 4), some(5, 4, 4, seed=1)
     learnt = learn("vid", mine, other)
     assert learnt is not None
@@ -182,13 +180,13 @@ def test_vid_begins_at_variance_five_and_learns_it() -> None:
         nn.init.zeros_(parameter)
     found = value("vid", mine, other, learnt)
     torch.testing.assert_close(found, 0.5 * (other.square() / 5 + math.log(5)).mean(), rtol=1e-6, atol=0)
-    optimizer = torch.optim.Adam(learnt.parameters(), 0.05)
-    for _ in range(400):
-        optimizer.zero_grad()
-        value("vid", mine, other, learnt).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    variance = F.softplus(learnt[0].scale)  # type: ignore[index]
-    torch.testing.assert_close(variance, other.square().mean((0, 2, 3)), rtol=0.02, atol=0)
+    best = other.square().mean((0, 2, 3))  # the variance of its error, as it predicts 0
+    with torch.no_grad():
+        learnt[0].scale.copy_((best - 1e-5).expm1().log())  # type: ignore[index]
+    least = value("vid", mine, other, learnt)
+    assert least.item() < found.item()
+    (slope,) = torch.autograd.grad(least, learnt[0].scale)  # type: ignore[index]
+    torch.testing.assert_close(slope, torch.zeros_like(slope))
 
 
 # ---------------------------------------------------------------- maps
@@ -201,7 +199,9 @@ def test_attention_is_where_and_not_how_much_or_in_which_channel() -> None:
     assert value("attention", mine, mine.flip(4)).item() > 0  # another place
 
 
-@pytest.mark.parametrize(("mine", "other"), [((3, 4, 4, 6), (5, 2, 4, 3)), ((3, 2, 2, 2), (5, 4, 4, 4)), ((3, 2, 6, 3), (2, 4, 3, 6))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mine", "other"), [((3, 4, 4, 6), (5, 2, 4, 3)), ((3, 2, 2, 2), (5, 4, 4, 4)), ((3, 2, 6, 3), (2, 4, 3, 6))]
+)
 @pytest.mark.parametrize("norm", [False, True])
 def test_attention_of_maps_of_different_size(mine: tuple[int, ...], other: tuple[int, ...], norm: bool) -> None:
     size = tuple(min(sizes) for sizes in zip(mine[1:], other[1:], strict=True))

@@ -49,7 +49,7 @@ def test_ssim_is_that_of_scikit_image() -> None:
     ours = ssim(other, shown)
     assert ours.shape == (18, 1, 6, 6)
     for place, (mine, theirs) in enumerate(zip(other.flatten(0, 2), shown.flatten(0, 2), strict=True)):
-        value, whole = structural_similarity(
+        value, whole = structural_similarity(  # type: ignore[no-untyped-call]
             mine.numpy(),
             theirs.numpy(),
             data_range=1,

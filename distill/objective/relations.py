@@ -112,7 +112,7 @@ def similarity(
     student: Any = "latent",
     teacher: Any = "feature",
 ) -> Tensor:
-    """Similarity-preserving distillation (Tung 2019): squared difference of clips' scalar products, rows of length 1.
+    """Similarity-preserving distillation (SP, 2019): squared difference of clips' scalar products, rows of length 1.
 
     Divided by B^2 as published, while there are B rows, so the value falls as the batch grows; usual weight 3000.
     """
