@@ -58,8 +58,7 @@ class Schedule:
                 known = ", ".join([ENCODER, *(name for name in modules if name.count(".") < 2 and name)])
                 raise UserError(f"schedule: the student has no part {name!r}; it has {known}, and what is inside them")
         self.modules = [(module, self._course(name)) for name, module in modules.items()]
-        # What the student itself holds fixed stays fixed.
-        student.train()
+        self.student = student.train()  # which holds fixed what it wants fixed, and that stays so
         self.parameters = [(p, self._course(name)) for name, p in student.named_parameters() if p.requires_grad]
         for parameter, course in self.parameters:
             parameter.requires_grad_(course.at < math.inf)
@@ -75,9 +74,10 @@ class Schedule:
         return self.factors.get(parameter, 1.0)
 
     def apply(self, step: int) -> None:
-        """Hold still what does not train at this step; the student is in training mode."""
+        """Hold still what does not train at this step, and set going what does."""
         if not self.courses:
             return
+        self.student.train()
         for parameter, course in self.parameters:
             parameter.requires_grad_(step >= course.at)
         for module, course in self.modules:

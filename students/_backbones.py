@@ -127,6 +127,9 @@ def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, Normal]:
     # RegNet computes its widths with tensors, so it has to be made in earnest, wherever it is wanted.
     with torch.device("cpu") if name.startswith("regnet") else nullcontext():
         whole: nn.Module = models.get_model(name, weights=None, **options)
+    for part in whole.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 0.1  # the statistics of torchvision's mobile networks take thousands of steps to settle
     if pretrained:
         _load(whole, name)
     trunk = OrderedDict(takewhile(lambda part: part[0] not in HEADS, whole.named_children()))
@@ -136,13 +139,20 @@ def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, Normal]:
     return nn.Sequential(trunk).to(torch.get_default_device()), HALVES if helped else IMAGENET
 
 
-def _load(network: nn.Module, name: str) -> None:
-    """What torchvision publishes, read as tensors only."""
+def published(name: str) -> dict[str, torch.Tensor]:
+    """The weights of a network of torchvision's, read as tensors only."""
     entry: Any = models.get_model_weights(name).__members__["DEFAULT"]
     try:
-        weights = entry.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+        weights: dict[str, torch.Tensor] = entry.get_state_dict(
+            progress=False, check_hash=True, map_location="cpu", weights_only=True
+        )
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{entry.url} cannot be fetched ({error}); {INSTEAD}") from error
+    return weights
+
+
+def _load(network: nn.Module, name: str) -> None:
+    weights = published(name)
     for key in list(weights):  # in place, because the mapping knows which of its layouts mnasnet's file has
         value = weights.pop(key)
         if not key.lower().startswith("aux"):

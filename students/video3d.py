@@ -19,6 +19,7 @@ from torchvision import models
 
 from distill.outputs import ClipSpec, Student, StudentOutput
 from students import _movinet, _x3d
+from students._backbones import INSTEAD, published
 
 OWN = {"x3d_xs": _x3d, "x3d_s": _x3d, "movinet_a0": _movinet}
 CLIPS = {  # what each was made for; only s3d was trained with more frames, 128
@@ -31,7 +32,6 @@ CLIPS = {  # what each was made for; only s3d was trained with more frames, 128
     "movinet_a0": ClipSpec(50, 172),
 }
 LEAST = {"s3d": ClipSpec(13, 209), "movinet_a0": ClipSpec(1, 33)}  # smaller maps have no room for their poolings
-INSTEAD = "pretrained=false starts from random weights, init=FILE from a file of your own"
 
 
 @dataclass
@@ -135,13 +135,8 @@ def _network(options: Options, classes: int) -> nn.Module:
 
 
 def _load(network: nn.Module, model: str) -> None:
-    """What torchvision publishes, never as pickled code; a last layer for another number of classes stays fresh."""
-    entry = models.get_model_weights(model)["DEFAULT"]
-    try:
-        found = entry.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{entry.url} cannot be fetched ({error}); {INSTEAD}") from error
+    """What torchvision publishes; a last layer for another number of classes stays fresh."""
     fresh = network.state_dict()
     network.load_state_dict(
-        {key: value if value.shape == fresh[key].shape else fresh[key] for key, value in found.items()}
+        {key: value if value.shape == fresh[key].shape else fresh[key] for key, value in published(model).items()}
     )

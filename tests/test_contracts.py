@@ -227,7 +227,7 @@ def test_gradients_reach_every_parameter_that_recognises(name: str, label: str) 
     target = torch.arange(BATCH) % CLASSES
     loss = nn.functional.cross_entropy(answer.logits, target) + answer.latent.square().mean()
     loss.backward()
-    gradients = {key: parameter.grad for key, parameter in student.named_parameters() if key in used}
+    gradients = {key: p.grad for key, p in student.named_parameters() if key in used and p.requires_grad}
     assert gradients
     assert [key for key, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0] == []
 
@@ -238,7 +238,7 @@ def test_every_parameter_is_for_recognition_or_for_something_that_can_be_asked_f
     stir(student.parameters())
     answer = student(pictures(student.spec), want=everything(student))
     torch.stack([value.square().mean() for value in tensors(answer).values()]).sum().backward()
-    assert [key for key, parameter in student.named_parameters() if parameter.grad is None] == []
+    assert [key for key, p in student.named_parameters() if p.grad is None and p.requires_grad] == []
 
 
 @EVERY_STUDENT
@@ -299,7 +299,7 @@ def test_the_encoder_is_all_that_makes_the_latent(name: str, label: str) -> None
     (before * torch.linspace(-1, 1, before.shape[1])).sum().backward()
     names = {parameter: key for key, parameter in student.named_parameters()}
     assert [names[parameter] for parameter in outside if parameter.grad is not None] == []
-    assert [names[parameter] for parameter in inside if parameter.grad is None] == []
+    assert [names[parameter] for parameter in inside if parameter.grad is None and parameter.requires_grad] == []
     stir(outside)
     assert torch.equal(student(frames).latent, before)
     stir(inside)

@@ -40,8 +40,10 @@ def trained(student: Student, options: Freezing, steps: int, epoch: int = 1) -> 
     changed = []
     for step in range(steps):
         before = {name: value.clone() for name, value in student.state_dict().items()}
-        student.train()  # as after a look at the validation split
+        if step == 1:
+            student.eval().train()  # a look at the validation split
         schedule.apply(step)
+        assert student.drop.training
         optimizer.zero_grad()
         student(FRAMES).logits.square().sum().backward()
         optimizer.step()

@@ -9,4 +9,5 @@ EXAMPLES: Examples = {
     "plain": SMALL,
     "shifted": {**SMALL, "shift": "bidirectional", "squeeze_excite": True},
     "online": {**SMALL, "shift": "online"},
+    "partial": {**SMALL, "partial_bn": True},
 }
