@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from distill.clips.batches import Heed, evaluation_batches, ignore
 from distill.clips.clipset import ClipSet
-from distill.objective.losses import pictures
+from distill.objective.pictures import pictures
 from distill.outputs import Clips, Student, StudentOutput
 
 

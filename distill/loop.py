@@ -97,8 +97,7 @@ class Learner(nn.Module):
     def forward(self, clips: Clips, answer: TeacherOutput | None, step: int) -> dict[str, Tensor]:
         """Every term of the objective that acts at this step, raw."""
         said = self.student(self.student.spec.fit(clips.frames), want=self.objective.want(step))
-        with torch.autocast(clips.frames.device.type, enabled=False):
-            terms: dict[str, Tensor] = self.objective(said.float(), answer.float() if answer else None, clips, step)
+        terms: dict[str, Tensor] = self.objective(said, answer, clips, step)
         return terms
 
 

@@ -198,8 +198,9 @@ def start(recipe: Recipe) -> Accelerator:
     check(recipe.train)
     check_optim(recipe.optim)
     check_cache(recipe.cache)
-    # A recipe may leave out the decoder or the classifier; their parameters then have no gradient.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # A recipe may leave out the decoder or the classifier; their parameters then have no gradient. Statistics and
+    # memories come out alike on all processes by themselves.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     # One process may render, or fit probes, while the others wait.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(mixed_precision=recipe.train.precision, kwargs_handlers=[unused, patient])

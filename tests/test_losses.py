@@ -43,7 +43,7 @@ EVERY_CASE = pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
 # ---------------------------------------------------------------- golden values
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_losses.json").read_text())["values"]
-MAPS = {"student": "map", "teacher": "map"}
+MAPS: dict[str, Any] = {"student": "map", "teacher": "map"}
 Terms = list[tuple[float, str, dict[str, Any]]]
 MADE: dict[str, Terms] = {  # golden value -> what adds up to it
     "KD T=4, T^2*KL batchmean": [(1, "kl", {})],
@@ -107,8 +107,9 @@ def test_golden(key: str) -> None:
     batch = clips(LABEL)
     batch.index = (5 * torch.arange(8) + 2) % 40
     memory = golden_memory()
+    learns: dict[str, dict[str, Any]] = {"crd": {LEARNT: memory}}
     parts = [
-        weight * LOSSES[name](student, teacher, batch, **(options | ({LEARNT: memory} if name == "crd" else {})))
+        weight * LOSSES[name](student, teacher, batch, **(options | learns.get(name, {})))
         for weight, name, options in MADE[key]
     ]
     found = torch.stack(parts).sum()
@@ -146,7 +147,7 @@ def test_every_keyword_option_is_a_recipe_option(name: str) -> None:
     assert OmegaConf.is_missing(tree, "weight")  # no silent default
     assert own_options(schema(name)()) == options
     for given in EXAMPLES[name]:
-        chosen = OmegaConf.to_object(OmegaConf.merge(tree, {"weight": 1.0, **given}))
+        chosen = OmegaConf.to_object(OmegaConf.merge(tree, {"weight": 1.0} | given))
         assert own_options(chosen) == options | given
     assert moving(name) <= set(options)
     assert inspect.getdoc(LOSSES[name].function)

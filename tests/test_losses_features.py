@@ -204,7 +204,7 @@ def test_attention_is_where_and_not_how_much_or_in_which_channel() -> None:
 )
 @pytest.mark.parametrize("norm", [False, True])
 def test_attention_of_maps_of_different_size(mine: tuple[int, ...], other: tuple[int, ...], norm: bool) -> None:
-    size = tuple(min(sizes) for sizes in zip(mine[1:], other[1:], strict=True))
+    size: Any = tuple(min(sizes) for sizes in zip(mine[1:], other[1:], strict=True))
     maps = [F.adaptive_avg_pool3d(some(*shape, seed=n), size).square().sum(1) for n, shape in enumerate((mine, other))]
     one, two = (F.normalize(video.flatten(1)) for video in maps)
     expected = (one - two).norm(dim=1).mean() if norm else F.mse_loss(one, two)
@@ -237,6 +237,13 @@ def test_review_of_equal_maps_costs_nothing_and_sees_every_scale() -> None:
     assert value("reviewkd", mine + board, mine).item() == pytest.approx(1 / (1 + 1 / 2 + 1 / 4 + 1 / 8))
     assert value("reviewkd", mine + 1, mine).item() == pytest.approx(1)
     assert value("reviewkd", mine[..., :1, :1] + 2, mine[..., :1, :1]).item() == pytest.approx(4)
+
+
+def test_review_of_every_frame_twice_is_the_same() -> None:
+    mine, other = some(3, 2, 4, 4), some(5, 2, 2, 2, seed=1)
+    learnt = learn("reviewkd", mine, other)
+    slow = mine.repeat_interleave(2, 2), other.repeat_interleave(2, 2)
+    torch.testing.assert_close(value("reviewkd", *slow, learnt), value("reviewkd", mine, other, learnt))
 
 
 def test_review_leads_deep_maps_to_shallow_ones() -> None:

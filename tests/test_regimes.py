@@ -107,7 +107,10 @@ FUSED = {"name": "tsn", "backbone": "mobilenetv2_035", "frames": 4, "size": 32, 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["progressive", "fused"])
 def test_two_processes_train_as_one_does(kind: str, tmp_path: Path) -> None:
-    recipe, changes = OmegaConf.load(ROOT / "recipes" / "tiny.yaml"), [PROGRESSIVE, "train.ema=0.9"]
+    recipe, changes = (
+        OmegaConf.load(ROOT / "recipes" / "tiny.yaml"),
+        [PROGRESSIVE, "train.ema=0.9", "optim={name: sgd, lr: 0.05}"],
+    )
     if kind == "fused":
         recipe.student, changes = FUSED, ["objective.reconstruction.weight=0", "train.steps=4"]
     OmegaConf.save(recipe, tmp_path / "recipe.yaml")

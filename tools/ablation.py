@@ -26,7 +26,8 @@ from distill.errors import UserError
 from distill.files import publish_text
 from distill.run_log import Talk
 
-STEPS = 400
+STEPS = 800
+STUDENT = ("student.size=16",)  # a quarter of the quickstart's pixels, so that this takes minutes
 PROBES = ("svm", "random_forest")
 # What the paper says: SGD, momentum 0.9, decay 1e-4, rate 1e-4 to 1e-5, T = 4, weights of 0.5, KL in over a fifth.
 PAPER_LOSS = (
@@ -40,9 +41,10 @@ PAPER_OPTIM = (
     "optim.clip_norm=0",
 )
 PAPER = (*PAPER_LOSS, *PAPER_OPTIM)
+OURS = "objective.reconstruction.weight=1"
 OFF = tuple(f"objective.{name}.weight=0" for name in ("cross_entropy", "kl", "reconstruction"))
 FEATURE = "objective.feature={weight: 1, student: latent, teacher: feature}"
-ATTENTION = "objective.attention={weight: 1000, student: block3, teacher: block3}"
+ATTENTION = "objective.attention={weight: 100, student: block3, teacher: block3}"
 TEMPORAL = "objective.temporal={weight: 1, student: block3, teacher: block3}"
 PROGRESSIVE = (
     f"schedule={{mode: progressive, groups: {{late: {{parts: [autoencoder.to_latent, autoencoder.encoder.3], "
@@ -66,18 +68,14 @@ ARMS = {
     "paper": Arm("the paper's: joint, from scratch", PAPER),
     "paper_pretrained": Arm("the paper's, from the reconstruction arm", PAPER, "reconstruction"),
     "paper_frozen": Arm("the same, encoder frozen", [*PAPER, "schedule.mode=frozen"], "reconstruction"),
-    "paper_lr_10": Arm("the paper's, rate x 10", [*PAPER, "optim.lr=1e-3", "optim.final_lr=1e-4"]),
     "paper_lr_100": Arm("the paper's, rate x 100", [*PAPER, "optim.lr=1e-2", "optim.final_lr=1e-3"]),
-    "paper_lr_1000": Arm("the paper's, rate x 1000", [*PAPER, "optim.lr=1e-1", "optim.final_lr=1e-2"]),
     "paper_our_optimiser": Arm("the paper's losses, AdamW at 1e-3", PAPER_LOSS),
-    "logits": Arm("ours: cross-entropy, KL, reconstruction", []),
-    "logits_only": Arm("ours without reconstruction", OFF[2:]),
-    "feature": Arm("ours + feature", [FEATURE]),
-    "attention": Arm("ours + attention", [ATTENTION]),
-    "temporal": Arm("ours + temporal", [TEMPORAL]),
-    "all": Arm("ours + feature + attention + temporal", [FEATURE, ATTENTION, TEMPORAL]),
-    "progressive": Arm("ours, unfreezing from the reconstruction arm", PROGRESSIVE.split("\n"), "reconstruction"),
-    "frozen": Arm("ours, encoder of the reconstruction arm frozen", ["schedule.mode=frozen"], "reconstruction"),
+    "logits": Arm("ours: cross-entropy, KL, a little reconstruction", [OURS]),
+    "feature": Arm("ours + feature", [OURS, FEATURE]),
+    "attention": Arm("ours + attention", [OURS, ATTENTION]),
+    "temporal": Arm("ours + temporal", [OURS, TEMPORAL]),
+    "all": Arm("ours + feature + attention + temporal", [OURS, FEATURE, ATTENTION, TEMPORAL]),
+    "progressive": Arm("ours, unfreezing from the reconstruction arm", [OURS, PROGRESSIVE], "reconstruction"),
 }
 
 
@@ -103,6 +101,7 @@ class Seed:
         arm = ARMS[name]
         start = [f"init={self.folder / arm.start}"] if arm.start else []
         base = ["recipe=quickstart", f"out={self.folder / name}", f"teacher.run={self.folder / 'teacher'}"]
+        base += STUDENT
         return [*base, *self.shared, f"train.steps={STEPS}", *start, *arm.changes]
 
     def run(self, name: str) -> None:

@@ -66,9 +66,9 @@ def contrast(
     momentum: float,
 ) -> nn.Module:
     """What crd learns."""
-    for name, least, value in (("width", 1, width), ("negatives", 1, negatives)):
-        if value < least:
-            raise UserError(f"objective.crd.{name} is {value}; it is at least {least}")
+    for name, value in (("width", width), ("negatives", negatives)):
+        if value < 1:
+            raise UserError(f"objective.crd.{name} is {value}; it is at least 1")
     if temperature <= 0:
         raise UserError(f"objective.crd.temperature is {temperature}; it is above 0")
     if not 0 <= momentum < 1:

@@ -28,7 +28,6 @@ from distill.objective.contrast import contrast, crd
 from distill.objective.features import feature, hint, mse, temporal, vid
 from distill.objective.maps import attention, reviewkd
 from distill.objective.pairs import for_each
-from distill.objective.pictures import pictures as pictures
 from distill.objective.pictures import reconstruction
 from distill.objective.relations import pkt, rkd_angle, rkd_distance, similarity
 from distill.outputs import Clips, StudentOutput, TeacherOutput

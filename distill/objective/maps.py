@@ -162,11 +162,13 @@ class Level(nn.Module):
 
     def __init__(self, given: int, inner: int, wanted: int, flat: bool, deepest: bool) -> None:
         super().__init__()
-        conv: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d if flat else nn.Conv3d
-        norm: type[nn.BatchNorm2d | nn.BatchNorm3d] = nn.BatchNorm2d if flat else nn.BatchNorm3d
+        conv: type[nn.Module] = nn.Conv2d if flat else nn.Conv3d
+        norm: type[nn.Module] = nn.BatchNorm2d if flat else nn.BatchNorm3d
+        # Frame by frame: a clip with more frames is no other clip.
+        kernel, padding = (3, 1) if flat else ((1, 3, 3), (0, 1, 1))
         self.narrow = nn.Sequential(conv(given, inner, 1, bias=False), norm(inner))
         self.shares = None if deepest else nn.Sequential(conv(2 * inner, 2, 1), nn.Sigmoid())
-        self.widen = nn.Sequential(conv(inner, wanted, 3, padding=1, bias=False), norm(wanted))
+        self.widen = nn.Sequential(conv(inner, wanted, kernel, padding=padding, bias=False), norm(wanted))
 
     def forward(self, mine: Tensor, review: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The map of the teacher's width and size, and the review."""

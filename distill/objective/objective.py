@@ -102,9 +102,8 @@ class Objective(nn.Module):
         `training` are the indices of the clips that will be trained on.
         """
         for name, term in self.terms.items():
-            learns = LOSSES[name].learns
             with _told(name):
-                part = learns(said, taught, training, **own_options(term)) if learns is not None else None
+                part = LOSSES[name].learns(said, taught, training, **own_options(term))
             if part is not None:
                 self.parts[name] = part.to(said.logits.device)
         trial = copy.deepcopy(self)  # a memory would remember the example
@@ -147,5 +146,7 @@ def _told(name: str) -> Iterator[None]:
     """torch's complaints about shapes, as an error of the term."""
     try:
         yield
+    except UserError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise UserError(f"objective.{name}: {str(error).splitlines()[0]}") from error

@@ -21,6 +21,7 @@ from distill.outputs import StudentOutput, TeacherOutput, TopK
 AVERAGED = {(5, 4): (2,), (5, 3): (3, 4), (5, 2): (2, 3, 4), (4, 2): (2, 3), (3, 2): (1,)}
 FRAMES = {5: (2,), 3: (1,)}  # of so many axes, those that count frames
 FRAMES_AND_PLACES = {5: (2, 3, 4), 4: (2, 3), 3: (1,)}
+ONLY_LARGEST = "only the teacher's largest logits are cached; set cache.top_k to the number of classes"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Pair:
     def levelled(self, places: bool = True) -> tuple[Tensor, Tensor]:
         """Both with the same axes and as many frames, and with `places` as many places: the finer one is averaged.
 
-        >>> [B,64,8,7,7] and [B,768] give [B,64] and [B,768]; [B,64,8,7,7] and [B,4,768] give [B,4,64] and [B,4,768]
+        [B,64,8,7,7] and [B,768] become [B,64] and [B,768]; with [B,4,768] it becomes [B,4,64].
         """
         axes = min(self.student.dim(), self.teacher.dim())
         student, teacher = self.reduced(axes)
@@ -96,9 +97,6 @@ def _find(known: Mapping[str, Tensor | TopK | None], name: str, key: str) -> Ten
     if isinstance(found, TopK):
         raise UserError(f"objective.{key}: {ONLY_LARGEST}")
     return found if found.dim() > 1 else found[:, None]
-
-
-ONLY_LARGEST = "only the teacher's largest logits are cached; set cache.top_k to the number of classes"
 
 
 def averaged(thing: Tensor, axis: int, size: int) -> Tensor:

@@ -44,21 +44,24 @@ def pictures(like: Tensor, clips: Clips) -> Tensor:
 
 
 def ssim(one: Tensor, other: Tensor) -> Tensor:
-    """Structural similarity at every place of two pictures [...,H,W] in [0,1]; [N,1,H-10,W-10].
+    """Structural similarity of two pictures [...,H,W] in [0,1] at every place but for the border: [...,H-10,W-10].
 
     Means, variances and covariance are weighted with a Gaussian of 11 x 11 pixels, and taken only where all of it lies
     in the picture. That is scikit-image's structural_similarity with gaussian_weights=True,
-    use_sample_covariance=False, data_range=1, whose mean leaves out the border of 5 pixels.
+    use_sample_covariance=False, data_range=1, whose mean leaves out the border of 5 pixels too.
     """
-    place = torch.arange(WINDOW, dtype=one.dtype, device=one.device) - WINDOW // 2
-    bell = (-place.square() / (2 * DEVIATION**2)).exp()
-    bell = (bell / bell.sum()).view(1, 1, 1, -1)
+    down, across = (_windows(size, one) for size in one.shape[-2:])
+    moments = torch.stack([one, other, one * one, other * other, one * other])
+    mean, other_mean, square, other_square, product = down @ moments @ across.mT
+    squares, both = mean.square() + other_mean.square(), mean * other_mean
+    light = (2 * both + STEADY[0]) / (squares + STEADY[0])
+    found: Tensor = light * (2 * (product - both) + STEADY[1]) / (square + other_square - squares + STEADY[1])
+    return found
 
-    def local(values: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(values, bell), bell.mT)
 
-    x, y = (pictures.reshape(-1, 1, *pictures.shape[-2:]) for pictures in (one, other))
-    mean_x, mean_y, xx, yy, xy = local(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
-    variances, covariance = xx - mean_x.square() + yy - mean_y.square(), xy - mean_x * mean_y
-    light = (2 * mean_x * mean_y + STEADY[0]) / (mean_x.square() + mean_y.square() + STEADY[0])
-    return light * (2 * covariance + STEADY[1]) / (variances + STEADY[1])
+def _windows(size: int, like: Tensor) -> Tensor:
+    """[size-10,size]: in each row the bell's weights of the pixels around one place."""
+    place = torch.arange(size, dtype=like.dtype, device=like.device)
+    far = place - place[WINDOW // 2 : size - WINDOW // 2, None]
+    bell = torch.exp(-far.square() / (2 * DEVIATION**2)) * (far.abs() <= WINDOW // 2)
+    return bell / bell.sum(1, keepdim=True)
