@@ -9,7 +9,7 @@ quickstart: $(READY)  ## install, then run the first experiment
 	$(BIN)/distill quickstart
 
 test: $(READY)  ## install, then run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(READY)  ## style, types, spelling, direction of imports
 	$(BIN)/ruff check .

@@ -170,7 +170,7 @@ def _keys() -> str:
             lines += ["", f"with {key}.name={name}:", *_key_lines(plugins.module(kind, name).Options, f"{key}.")]
     lines += ["", "terms of the objective:", *_key_lines(terms.Term, "objective.LOSS.")]
     for name, loss in losses.LOSSES.items():
-        own = ", ".join(f"{option}={value}" for option, value in terms.defaults(name).items())
+        own = ", ".join(terms.shown(name))
         about = f"{inspect.getdoc(loss.function)}" + (f" Options: {own}." if own else "")
         lines.append(_key_line(f"objective.{name}", about))
     return "\n".join(lines)
@@ -190,7 +190,7 @@ def _key_lines(kind: type[Any], prefix: str) -> Iterator[str]:
 
 
 def _key_line(key: str, about: str) -> str:
-    return textwrap.fill(about, 110, initial_indent=f"  {key:<30} ", subsequent_indent=" " * 33)
+    return textwrap.fill(" ".join(about.split()), 110, initial_indent=f"  {key:<30} ", subsequent_indent=" " * 33)
 
 
 def _field_docs(kind: type[Any]) -> dict[str, str]:

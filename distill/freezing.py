@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
@@ -51,7 +50,8 @@ class Schedule:
     """What trains at which step."""
 
     def __init__(self, student: Student, options: Freezing, epoch_steps: int) -> None:
-        self.courses = dict(_courses(student, options, epoch_steps))
+        check(options)
+        self.courses = _courses(student, options, epoch_steps)
         modules = dict(student.named_modules())
         for name in self.courses:
             if name not in modules:
@@ -69,6 +69,11 @@ class Schedule:
         inside = [part for part in self.courses if f"{name}.".startswith(f"{part}.")]
         return self.courses[max(inside, key=len)] if inside else FREE
 
+    @property
+    def turns(self) -> set[int]:
+        """The steps at which something begins to train."""
+        return {0} | {int(course.at) for course in self.courses.values() if course.at < math.inf}
+
     def factor(self, parameter: nn.Parameter) -> float:
         """Of the parameter's learning rate; what losses learn has the full one."""
         return self.factors.get(parameter, 1.0)
@@ -85,17 +90,38 @@ class Schedule:
                 module.training = False
 
 
-def _courses(student: Student, options: Freezing, epoch_steps: int) -> Iterator[tuple[str, Course]]:
+def check(options: Freezing) -> None:
+    """What can be said without the student."""
     if options.mode not in MODES:
         raise UserError(f"schedule.mode is {options.mode!r}; known: {', '.join(MODES)}")
     if bool(options.groups) != (options.mode == "progressive"):
         raise UserError("schedule.groups and schedule.mode=progressive go together: say which parts train when")
-    if options.mode == "frozen":
-        yield from ((name, Course(math.inf, 1.0)) for name in student.encoder)
+    taken: dict[str, str] = {}
     for key, group in options.groups.items():
         if not 0 <= group.lr < math.inf:
             raise UserError(f"schedule.groups.{key}.lr is {group.lr}; it is at least 0")
-        at = math.inf if group.at == NEVER else steps_of(group.at, epoch_steps, f"schedule.groups.{key}.at")
-        course = Course(at, group.lr)
+        if not group.parts or not all(group.parts):
+            raise UserError(f"schedule.groups.{key}.parts is {group.parts}; it names parts of the student")
         for part in group.parts:
-            yield from ((name, course) for name in (student.encoder if part == ENCODER else [part]))
+            if taken.setdefault(part, key) != key:
+                raise UserError(f"schedule.groups: both {taken[part]} and {key} name {part}")
+        _begins(key, group, 1)
+
+
+def _begins(key: str, group: Group, epoch_steps: int) -> float:
+    return math.inf if group.at == NEVER else steps_of(group.at, epoch_steps, f"schedule.groups.{key}.at")
+
+
+def _courses(student: Student, options: Freezing, epoch_steps: int) -> dict[str, Course]:
+    """By part; a part that a group names goes before the encoder as a whole."""
+    if options.mode == "frozen":
+        return dict.fromkeys(student.encoder, Course(math.inf, 1.0))
+    whole, own = dict[str, Course](), dict[str, Course]()
+    for key, group in options.groups.items():
+        course = Course(_begins(key, group, epoch_steps), group.lr)
+        for part in group.parts:
+            if part == ENCODER:
+                whole |= dict.fromkeys(student.encoder, course)
+            else:
+                own[part] = course
+    return whole | own

@@ -169,6 +169,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: classes should be a list of names")
     if not isinstance(spec, dict) or spec.keys() != ClipSpec.__dataclass_fields__.keys():
         raise UserError(f"{path}: spec should be a number of frames and a size")
+    if any(type(value) is not int or value < 1 for value in spec.values()):
+        raise UserError(f"{path}: spec should be a number of frames and a size, each a whole number of at least 1")
     if not isinstance(found["facts"], dict):
         raise UserError(f"{path}: facts should be a table of what is known")
     return {part: found[part] for part in parts}

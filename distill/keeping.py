@@ -17,19 +17,23 @@ from distill.files import publish
 from distill.outputs import Student
 
 
+def check(ema: float, best: str, patience: int) -> None:
+    if best and best not in HIGHER_IS_BETTER:
+        raise UserError(f"train.best is {best!r}; known: {', '.join(HIGHER_IS_BETTER)}")
+    if not 0 <= ema < 1:
+        raise UserError(f"train.ema is {ema}; it is at least 0 and below 1")
+    if patience < 0 or (patience and not best):
+        raise UserError(f"train.patience is {patience}; it is at least 0, and above 0 it needs train.best")
+
+
 class Keeper:
     """Follows a student through training; all of it is in `state`."""
 
-    def __init__(self, student: Student, ema: float, best: str, patience: int, file: Path, writes: bool) -> None:
-        """`file` is where the best weights go; one of the processes `writes` it."""
-        if best and best not in HIGHER_IS_BETTER:
-            raise UserError(f"train.best is {best!r}; known: {', '.join(HIGHER_IS_BETTER)}")
-        if not 0 <= ema < 1:
-            raise UserError(f"train.ema is {ema}; it is at least 0 and below 1")
-        if patience < 0 or (patience and not best):
-            raise UserError(f"train.patience is {patience}; it is at least 0, and above 0 it needs train.best")
+    def __init__(self, student: Student, ema: float, best: str, patience: int, folder: Path, writes: bool) -> None:
+        """`folder` is where the best weights go; one of the processes `writes` them."""
+        check(ema, best, patience)
         self.live, self.best, self.patience = student, best, patience
-        self.file, self.writes = file, writes
+        self.folder, self.writes = folder, writes
         self.average = AveragedModel(student, multi_avg_fn=_toward(ema), use_buffers=True) if ema else None
         self.top: float | None = None  # what the best look found
         self.at = 0  # and at which step
@@ -61,12 +65,21 @@ class Keeper:
         if self.top is None or better(found, self.top):
             self.top, self.at, self.waited = found, step, 0
             if self.writes:
-                publish(self.file, lambda part: torch.save(self.student.state_dict(), part))
+                publish(self._file(step), lambda part: torch.save(self.student.state_dict(), part))
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"best-{step:09d}.pt"
+
+    def sweep(self) -> None:
+        """After each checkpoint: what it would not go back to."""
+        for old in self.folder.glob("best-*.pt") if self.writes else ():
+            if old != self._file(self.at):
+                old.unlink()
 
     def finish(self) -> Student:
         """The student that is kept, with the weights that count."""
         if self.at:
-            best: dict[str, Tensor] = torch.load(self.file, map_location="cpu", weights_only=True)
+            best: dict[str, Tensor] = torch.load(self._file(self.at), map_location="cpu", weights_only=True)
             self.student.load_state_dict(best)
         return self.student
 

@@ -17,6 +17,7 @@ from distill.checkpoint import save_checkpoint
 from distill.errors import UserError
 from distill.freezing import Schedule
 from distill.keeping import Keeper
+from distill.keeping import check as check_keeping
 from distill.mixing import Mixer
 from distill.objective.objective import Objective
 from distill.objective.schedule import Span, steps_of
@@ -34,7 +35,8 @@ class TrainOptions:
     steps: Span = 1000
     """How long to train: optimiser steps, or a text like '100 epochs'; 0 leaves the student untrained."""
     batch: int = 32
-    """Clips per step, over all processes, so that more processes leave the curve as it is (dropout's draws apart)."""
+    """Clips per step, over all processes, so that more processes leave the curve as it is. What is drawn or compared
+    within a process's part differs: dropout, mixup's partners, losses on relations, crd's negatives."""
     accumulate: int = 1
     """Parts that a process cuts its share of a batch into, to save memory."""
     precision: str = "no"
@@ -85,6 +87,9 @@ def check(options: TrainOptions) -> None:
             raise UserError(f"train.{name} is {getattr(options, name)}; it is at least 1")
     Timetable.of(options, 1)
     Mixer(options.mixup, options.cutmix)
+    check_keeping(options.ema, options.best, options.patience)
+    if options.patience and not options.evaluate_every:
+        raise UserError("train.patience counts looks at the validation split; set train.evaluate_every above 0")
 
 
 class Learner(nn.Module):
@@ -160,13 +165,14 @@ class Loop:
 
     def _accumulate(self, clips: Clips, weights: dict[str, float], step: int, part: int) -> None:
         """Add the gradient of one part of the step's batch."""
-        parts = self.options.accumulate
+        parts, world = self.options.accumulate, self.accelerator.num_processes
+        number_of_part = part * world + self.accelerator.process_index
         # Dropout and the like draw from a number that belongs to this part of this step, so a resumed run draws alike.
-        torch.manual_seed(number(self.seed, "step", step, self.accelerator.process_index * parts + part))
+        torch.manual_seed(number(self.seed, "step", step, number_of_part))
         last = part == parts - 1
         with nullcontext() if last else self.accelerator.no_sync(self.learner):
             if mixer := Mixer(self.options.mixup, self.options.cutmix):
-                clips = mixer(clips, generator(self.seed, "mix", step, self.accelerator.process_index * parts + part))
+                clips = mixer(clips, generator(self.seed, "mix", step, number_of_part))
             answer = self.teacher(clips) if self.teacher else None
             raw = self.learner(clips, answer, step)
             total = torch.stack([weights[name] * value for name, value in raw.items()]).sum()
@@ -195,7 +201,7 @@ class Loop:
         raw = {name: value / count for name, value, count in found if count}
         weighted = {name: weight * raw[name] for name, weight in weights.items()}
         loss = sum(weighted.values())
-        if not math.isfinite(loss):
+        if not math.isfinite(loss + sum(raw.values())):
             raise UserError(f"the loss is {loss} at step {step + 1}; try a lower optim.lr, or train.precision=no")
         values = {"loss": loss, "lr": self.rate.at(step)}
         values |= {f"raw.{name}": value for name, value in raw.items()}
@@ -209,6 +215,7 @@ class Loop:
             self.window = self.accelerator.reduce(self.window, reduction="mean")
         if self.accelerator.is_main_process:
             save_checkpoint(self.run, self.done, self.state())
+            self.keeper.sweep()
         self.accelerator.wait_for_everyone()
 
     def state(self) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def check(options: Optim) -> None:
     for key in ("lr", "weight_decay", "clip_norm", "momentum", "final_lr", "factor"):
         if not 0 <= getattr(options, key) < math.inf:
             raise UserError(f"optim.{key} is {getattr(options, key)}; it is at least 0")
+    if options.momentum >= 1:
+        raise UserError(f"optim.momentum is {options.momentum}; it is below 1")
     if bool(options.milestones) != (options.schedule == "step"):
         raise UserError("optim.milestones and optim.schedule=step go together: say when the rate falls")
 

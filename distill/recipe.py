@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -16,11 +18,11 @@ from distill import plugins
 from distill.clips.clipset import ClipOptions
 from distill.errors import UserError
 from distill.files import publish_text
-from distill.freezing import Freezing
+from distill.freezing import NEVER, Freezing
 from distill.loop import Timetable, TrainOptions
 from distill.objective import terms
-from distill.objective.objective import teacher_maps
-from distill.objective.schedule import read_course
+from distill.objective.objective import check_members, named, teacher_maps
+from distill.objective.schedule import read_course, steps_of
 from distill.optim import Optim, Rate
 from distill.probing.classifiers import ProbeOptions
 from distill.shards.grid import flatten
@@ -63,7 +65,7 @@ class Recipe:
     train: TrainOptions = field(default_factory=TrainOptions)
     stages: dict[str, Any] = field(default_factory=dict)
     """Trainings one after the other, each from where the one before it ended: name -> changes of this recipe's keys.
-    All but the last have a run folder of their name in `out`."""
+    All but the last have a run folder of their name in `out`. `${key}` stands for the value outside of the stages."""
     probe: ProbeOptions = field(default_factory=ProbeOptions)
 
 
@@ -94,29 +96,44 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
         raise UserError(f"which recipe? say recipe=NAME; known: {', '.join(recipe_names())}")
     path = find_recipe(name)
     recipe = _merge([(str(path), _load(path)), (COMMAND_LINE, _dotlist(changes))])
-    for stage in stages(recipe):
-        recipe.cache.maps = list(dict.fromkeys([*recipe.cache.maps, *stage.cache.maps]))
+    stages(recipe)  # what is wrong with one of them shows now
     return recipe
 
 
 # What no stage can change: one cache serves all.
 KEPT = ("out", "seed", "resume", "data", "clips", "teacher", "cache", "init", "stages")
+TAKEN = ("student", "checkpoints", "tensorboard")  # folders that every run has
 
 
 def stages(recipe: Recipe) -> list[Recipe]:
-    """The recipe of each stage; of a recipe without stages, itself."""
+    """The recipe of each stage; of a recipe without stages, itself. Maps that a loss looks at join the cache's."""
     if not recipe.stages:
-        return [recipe]
+        return [_with_maps(recipe, [recipe])]
     whole, found = OmegaConf.create(_tree(replace(recipe, stages={}))), list[Recipe]()
     for name, changes in recipe.stages.items():
         origin = f"stages.{name}"
+        if not re.fullmatch(r"[\w-]+", str(name)) or name in TAKEN:
+            raise UserError(f"{origin} cannot be called so: it is a folder of its own, of letters, and none of {TAKEN}")
         if not isinstance(changes, dict) or not set(changes).isdisjoint(KEPT):
             raise UserError(f"{origin} is a group of changes to the recipe, but for {', '.join(KEPT)}")
         stage = _merge([("the recipe", whole), (origin, OmegaConf.create(changes))])
+        if stage.train.precision != recipe.train.precision:
+            raise UserError(f"{origin}: train.precision is {stage.train.precision}; it is the same in all stages")
         stage.init = found[-1].out if found else recipe.init
         stage.out = recipe.out if len(found) + 1 == len(recipe.stages) else f"{recipe.out}/{name}"
-        found.append(stage)
+        found.append(_with_maps(stage, [stage]))
     return found
+
+
+def for_cache(recipe: Recipe) -> Recipe:
+    """The recipe with the maps that any of its stages looks at."""
+    return _with_maps(recipe, stages(recipe))
+
+
+def _with_maps(recipe: Recipe, lookers: Sequence[Recipe]) -> Recipe:
+    wanted = [name for looker in lookers for name in teacher_maps(looker.objective)]
+    maps = list(dict.fromkeys([*recipe.cache.maps, *wanted]))
+    return replace(recipe, cache=replace(recipe.cache, maps=maps))
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -195,12 +212,15 @@ def _merge(layers: Sequence[Layer]) -> Recipe:
     except OmegaConfBaseException as error:
         raise UserError(f"{layers[0][0]} with {COMMAND_LINE}: {_explain(error)}") from error
     if missing:
-        raise UserError(
-            f"{layers[0][0]}: {missing[0]} has no value; set it there or say {missing[0]}=... on {COMMAND_LINE}"
-        )
+        group = missing[0].rpartition(".")[0]
+        asking = [origin for origin, tree in plain if any(key.startswith(f"{group}.") for key in flatten(tree))]
+        where = asking[-1] if group and asking else layers[0][0]
+        if where == COMMAND_LINE or not where.startswith("stages."):
+            where, key = layers[0][0], missing[0]
+        else:
+            key = f"{where}.{missing[0]}"
+        raise UserError(f"{where}: {missing[0]} has no value; set it there or say {key}=... on {COMMAND_LINE}")
     assert isinstance(recipe, Recipe)
-    # A loss that looks at a map needs it in the cache.
-    recipe.cache.maps = list(dict.fromkeys([*recipe.cache.maps, *teacher_maps(recipe.objective)]))
     return recipe
 
 
@@ -234,7 +254,14 @@ def _check_times(tree: Any) -> None:
         given: Any = OmegaConf.to_container(term, resolve=True)
         for option in ("weight", *terms.moving(str(name))):
             if given[option] != MISSING:
-                read_course(given[option], f"objective.{name}.{option}")
+                read_course(given[option], f"objective.{name}.{option}", stops=option == "weight")
+        check_members(str(name), given["members"])
+        for side in ("student", "teacher"):
+            if given.get(side) != MISSING:
+                named(str(name), SimpleNamespace(**given), side)
+    for key, group in tree.schedule.groups.items():
+        if group.at != NEVER:
+            steps_of(group.at, 1, f"schedule.groups.{key}.at")
 
 
 def _plugin_name(layers: Sequence[tuple[str, Any]], key: str, kind: str) -> tuple[str, str | None]:

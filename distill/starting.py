@@ -7,7 +7,8 @@ The rule about what may be left over is about the encoder, the part that makes t
 its business; a classifier or a decoder that the file lacks starts from chance. So that no file of something else slips
 in, three quarters of the encoder's tensors have to be there: that is more than a network shares with its deeper
 relatives (a ResNet-18 with a ResNet-34: 55 %), and less than what a picture's network has of a video's that
-adds a few layers. A tensor of another shape is an error, except in a classifier of another number of classes.
+adds a few layers. A tensor of another shape is an error, except in a classifier of another number of classes; so
+are whole or complex numbers where the student has real ones, and numbers that are not finite.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from distill.checkpoint import student_folder
@@ -43,6 +45,7 @@ def start_from(student: Student, where: str) -> str:
     resized = [name for name in own if name in named and name not in fits]
     _check_enough(student, own, named, found, where)
     _check_shapes(student, own, named, resized, where)
+    _check_numbers(own, fits, where)
     student.load_state_dict(fits, strict=False)
     unused = [name for name in found if not name.startswith(cut) or put + name.removeprefix(cut) not in own]
     change = f" ({cut}* is {put}* here)" if put or cut else ""
@@ -99,6 +102,16 @@ def _check_shapes(student: Student, own: Tensors, named: Tensors, resized: Seque
     ]
     if wrong:
         raise UserError(f"init: {where} does not fit this student; it has {some(wrong)}")
+
+
+def _check_numbers(own: Tensors, fits: Tensors, where: str) -> None:
+    for name, value in fits.items():
+        kind = own[name].dtype
+        if value.is_complex() or (kind.is_floating_point and not value.is_floating_point()):
+            raise UserError(f"init: {where} does not fit this student; {name} is {value.dtype} for {kind}")
+        # Float64 would be finite where the student's own type overflows.
+        if not torch.isfinite(value.to(kind) if kind.is_floating_point else value.double()).all():
+            raise UserError(f"init: {where} does not fit this student; {name} has numbers that are not finite")
 
 
 def _told(own: Tensors, fits: Tensors, resized: Sequence[str], unused: Sequence[str], origin: str) -> str:

@@ -37,14 +37,13 @@ from distill.freezing import Schedule
 from distill.keeping import Keeper
 from distill.loop import Learner, Loop, Timetable, check
 from distill.measure import measure
-from distill.mixing import Mixer
-from distill.objective.objective import Objective, check_features, check_mixable, needs_teacher
+from distill.objective.objective import Objective, needs_teacher
 from distill.optim import Rate, make_optimizer
 from distill.optim import check as check_optim
 from distill.outputs import ClipSpec, Student
 from distill.randomness import number
 from distill.recipe import Recipe, differences, save_recipe, stages
-from distill.rehearsal import rehearse
+from distill.rehearsal import Rehearsal, check_recipe, check_student
 from distill.report import write_report
 from distill.run_log import RunLog, Talk
 from distill.shards.grid import Shards
@@ -67,37 +66,38 @@ def train(recipe: Recipe) -> dict[str, Any]:
     Leaves recipe.yaml, metrics.jsonl, TensorBoard events, checkpoints, the student (student/, ready for the Hub),
     summary.json and report.html in the run folder. With resume=true it goes on from the newest checkpoint.
     """
-    summary: dict[str, Any] = {}
-    for stage in stages(recipe):
-        summary = _train(stage)
+    todo, summary = stages(recipe), dict[str, Any]()
+    for stage in todo:
+        check_recipe(stage)
+        check_run(stage)
+    accelerator, trained = start(recipe), ""
+    for stage in todo if len(todo) > 1 else ():
+        if not is_finished(stage):
+            look(stage, accelerator)  # what is wrong with a later stage shows before an earlier one takes its time
+    for stage in todo:
+        if trained and (is_finished(stage) or checkpoints(Path(stage.out))):
+            raise UserError(f"{stage.out} was trained from an earlier {trained}; choose another out=, or delete it")
+        trained = trained if is_finished(stage) else stage.out
+        summary = _train(stage, accelerator)
     return summary
 
 
-def _train(recipe: Recipe) -> dict[str, Any]:
+def _train(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
     """One stage: the whole of it, for most recipes."""
-    accelerator = start(recipe)
     talk, run = Talk(accelerator.is_main_process), Path(recipe.out)
     open_run(recipe, run, accelerator)
     summary_path = run / "summary.json"
-    if summary_path.exists():
+    if is_finished(recipe):
         talk.say(f"{run} is finished already")
         return dict(json.loads(summary_path.read_text(encoding="utf-8")))
 
     started = time.monotonic()
-    check_objective(recipe)
-    clips = see_clips(recipe, accelerator)
+    clips = look(recipe, accelerator)
+    held_out = clips.manifest.of("test")
     torch.manual_seed(number(recipe.seed, "weights"))
     student = build_student(recipe.student, len(clips.manifest.classes))
-    check_features(recipe.objective, student)
-    held_out = clips.manifest.of("test")
-    if all(clips.manifest.clips[index].broken for index in held_out):
-        why = "none of the test clips can be read (distill clips says why)" if held_out else "there are no test clips"
-        raise UserError(f"{why}, so nothing could be said about the student")
-    require_cached_frames(recipe, clips)
-    if needs_teacher(recipe.objective) and recipe.cache.outputs:
-        clips = with_cached_answers(recipe, clips)
     plan = make_plan(recipe, clips, accelerator)
-    if recipe.init:
+    if recipe.init and not checkpoints(run):
         talk.say(start_from(student, recipe.init))
     loop = make_loop(recipe, clips, plan, student, accelerator, talk)
     steps = range(loop.done, loop.times.steps)
@@ -128,19 +128,22 @@ def _train(recipe: Recipe) -> dict[str, Any]:
     return summary
 
 
-def check_objective(recipe: Recipe) -> None:
-    """What can be said of the objective before any clip is looked at."""
-    Objective(recipe.objective)
-    if needs_teacher(recipe.objective) and recipe.teacher is None:
-        raise UserError("the objective learns from a teacher, but the recipe has none; set teacher.name")
-    if not Mixer(recipe.train.mixup, recipe.train.cutmix):
-        return
-    check_mixable(recipe.objective)
+def is_finished(recipe: Recipe) -> bool:
+    return (Path(recipe.out) / "summary.json").exists()
+
+
+def look(recipe: Recipe, accelerator: Accelerator) -> ClipSet:
+    """The clips to train with, once it is known that everything is there and fits."""
+    clips = see_clips(recipe, accelerator)
+    held_out = clips.manifest.of("test")
+    if all(clips.manifest.clips[index].broken for index in held_out):
+        why = "none of the test clips can be read (distill clips says why)" if held_out else "there are no test clips"
+        raise UserError(f"{why}, so nothing could be said about the student")
+    check_student(recipe, clips.manifest)
+    require_cached_frames(recipe, clips)
     if needs_teacher(recipe.objective) and recipe.cache.outputs:
-        raise UserError(
-            "train.mixup and train.cutmix blend clips, and the cache knows what the teacher said of each alone; "
-            "ask the teacher live with cache.outputs=false, or set both to 0"
-        )
+        clips = with_cached_answers(recipe, clips)
+    return clips
 
 
 def make_loop(
@@ -148,21 +151,19 @@ def make_loop(
 ) -> Loop:
     """The loop around a student, at the step where an earlier attempt was stopped."""
     run, val, wrong = Path(recipe.out), clips.manifest.of("val"), Failures(talk.warn, WRONG)
-    if recipe.train.best and not val:
-        raise UserError("train.best needs a validation split, and the data set has none; see clips.validation")
     device, seed = accelerator.device, recipe.seed
     times = Timetable.of(recipe.train, plan.epoch_steps)
     objective = Objective(recipe.objective, plan.epoch_steps)
     objective.check_times(times.steps)
     teacher = make_teacher(recipe, clips, accelerator) if needs_teacher(recipe.objective) else None
-    rehearse(student.to(device), teacher, objective, clips.spec, plan.indices, seed, device)
+    Rehearsal(student.to(device), teacher, objective, recipe.schedule, times, seed, device)(clips.spec, plan.indices)
     learner: nn.Module = Learner(student, objective)
     if accelerator.num_processes > 1:
         learner = sync_batch_norm(learner, device)
     schedule = Schedule(student, recipe.schedule, plan.epoch_steps)
     optimizer = make_optimizer(learner, recipe.optim, schedule.factor)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    best, options = run / "checkpoints" / "best.pt", recipe.train
+    folder, options = run / "checkpoints", recipe.train
     state = newest_checkpoint(run)
     loop = Loop(
         learner=wrapped,
@@ -175,7 +176,7 @@ def make_loop(
         rate=Rate(recipe.optim, times.steps, plan.epoch_steps),
         clip_norm=recipe.optim.clip_norm,
         schedule=schedule,
-        keeper=Keeper(student, options.ema, options.best, options.patience, best, accelerator.is_main_process),
+        keeper=Keeper(student, options.ema, options.best, options.patience, folder, accelerator.is_main_process),
         seed=seed,
         run=run,
         log=RunLog(run, state["step"] if state else 0, accelerator.is_main_process),
@@ -213,21 +214,27 @@ def start(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def open_run(recipe: Recipe, run: Path, accelerator: Accelerator) -> None:
-    """Make the run folder and keep the merged recipe in it, or go on in it when that is what was asked."""
+def check_run(recipe: Recipe) -> None:
+    """Whether the run folder is free for this recipe, or holds a run of it that may go on."""
+    run = Path(recipe.out)
     saved = run / "recipe.yaml"
-    if (run / "summary.json").exists() or checkpoints(run):
-        if not saved.exists():
-            raise UserError(f"{run} holds something else than a run of this kind; choose another out=")
-        if not recipe.resume:
-            raise UserError(f"{run} already holds a run; say resume=true to go on with it, or choose another out=")
-        changed = differences(recipe, saved)
-        if changed:
-            raise UserError(f"{run} was made with another {changed[0]}; choose another out=, or delete the folder")
+    if not is_finished(recipe) and not checkpoints(run):
+        return
+    if not saved.exists():
+        raise UserError(f"{run} holds something else than a run of this kind; choose another out=")
+    if not recipe.resume:
+        raise UserError(f"{run} already holds a run; say resume=true to go on with it, or choose another out=")
+    changed = differences(recipe, saved)
+    if changed:
+        raise UserError(f"{run} was made with another {changed[0]}; choose another out=, or delete the folder")
+
+
+def open_run(recipe: Recipe, run: Path, accelerator: Accelerator) -> None:
+    """Make the run folder and keep the merged recipe in it."""
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, saved)
+        save_recipe(recipe, run / "recipe.yaml")
     accelerator.wait_for_everyone()
 
 

@@ -6,6 +6,7 @@ import collections
 import functools
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,14 @@ def read_weights(path: Path, origin: str = "") -> dict[str, Tensor]:
         found = load_file(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
-    return unwrap(found, path)
+    weights = unwrap(found, path)
+    if hollow := next((name for name, value in weights.items() if not _is_dense(value)), None):
+        raise ValueError(f"{path}: {hollow} is no plain table of numbers (meta, sparse or quantised); save it as one")
+    return weights
+
+
+def _is_dense(value: Tensor) -> bool:
+    return value.layout is torch.strided and not (value.is_meta or value.is_quantized or value.is_nested)
 
 
 def unwrap(found: Any, path: Path) -> dict[str, Tensor]:
@@ -60,24 +68,35 @@ def _read_checkpoint(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():  # type: ignore[arg-type]
             warnings.filterwarnings("ignore", message=".*TorchScript archive")  # it is handled below
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what fails is told below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} {_why(str(error))}") from error
-    except RuntimeError as error:
-        if "TorchScript" not in str(error):
-            raise ValueError(f"{path} is not a whole torch checkpoint ({str(error).splitlines()[0]})") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle fails with whatever its reader stumbles over
+        if not isinstance(error, RuntimeError) or "TorchScript" not in str(error):
+            raise ValueError(f"{path} {_why(error)}") from error
+        return _read_script(path)
+
+
+def _read_script(path: Path) -> Any:
+    try:
         return torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+    except OSError:
+        raise
+    except Exception as error:  # as various as a pickle's
+        raise ValueError(f"{path} is not a whole TorchScript archive") from error
 
 
-def _why(error: str) -> str:
-    """What torch's refusal to unpickle means for a person."""
-    if "GLOBAL" in error:
-        name = error.partition("GLOBAL ")[2].split()[0]
+def _why(error: Exception) -> str:
+    """What torch's refusal means for a person; never its own advice, which is to let the file run code."""
+    if isinstance(error, UnpicklingError) and (code := re.search(r"GLOBAL ([\w.]+) ", str(error))):
         return (
-            f"wants to run code when it is opened ({name}), so it is not opened; where you trust it, save its tensors "
-            "as .safetensors and name that file"
+            f"wants to run code when it is opened ({code[1]}), so it is not opened; where you trust it, save its "
+            "tensors as .safetensors and name that file"
         )
-    return f"is not a torch checkpoint ({error.splitlines()[0] if error else 'it ends early'})"
+    if isinstance(error, RuntimeError):
+        return f"is not a whole torch checkpoint ({str(error).splitlines()[0]})"
+    return "is not a torch checkpoint"
 
 
 def digest_weights(weights: Mapping[str, Tensor]) -> str:

@@ -143,6 +143,8 @@ def build(options: Options, classes: int) -> TinyAct:
         raise ValueError("frames, size, latent, hidden and every width are at least 1, and there is a width")
     if any(len(triple) != 3 for triple in (*options.strides, options.pool)):
         raise ValueError("strides and pool are triples (time, height, width)")
+    if any(min(triple) < 1 for triple in (*options.strides, options.pool)):
+        raise ValueError("strides and pool are at least 1 in time, height and width")
     for name, side, axes in (("frames", options.frames, [0]), ("size", options.size, [1, 2])):
         for axis in axes:
             total = prod(stride[axis] for stride in options.strides)

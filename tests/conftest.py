@@ -127,17 +127,6 @@ def _read(name: str) -> Recipe:
     return read_recipe([f"recipe={name}"])
 
 
-def users(kind: str, name: str) -> dict[str, Any]:
-    """The recipes that use a plug-in, each with the options that it gives it."""
-    found = {}
-    for recipe in recipe_names():
-        tree = plain_recipe(recipe)
-        options = tree.clips.source if kind == "source" else getattr(tree, kind)
-        if options is not None and options.name == name:
-            found[recipe] = options
-    return found
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _private_clips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Clips are rendered into a folder of this session, never into the user's."""

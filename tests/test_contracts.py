@@ -1,4 +1,4 @@
-"""What every plug-in and every recipe promises. Files are found by being there: none is named here.
+"""What every plug-in promises. Files are found by being there: none is named here.
 
 A plug-in is tried with the options that a recipe gives it, so a plug-in that only works with files of somebody else's
 (weights, videos) needs a recipe whose options can be had here.
@@ -10,22 +10,20 @@ import ast
 import copy
 import inspect
 import json
-import math
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import example, plain_recipe
+from conftest import example
 from examples import EXAMPLES
 from examples import build as build_source
 from omegaconf import OmegaConf
@@ -40,25 +38,19 @@ from distill import plugins
 from distill.checkpoint import StudentCard, build_student, load_student, read_card, save_student
 from distill.clips.decode import read_frames
 from distill.clips.manifest import Manifest
-from distill.command import JOBS
 from distill.errors import UserError
 from distill.hub import DistilledStudent
 from distill.measure import imagined
-from distill.objective.objective import live
 from distill.outputs import Clips, ClipSpec, Student, StudentOutput, TeacherOutput
-from distill.recipe import FOLDER, read_recipe, recipe_names
-from distill.run_log import read_metrics
 from distill.teaching.teacher import LiveTeacher, fingerprint, open_teacher, wants
 
 BATCH, CLASSES = 4, 5
-TinyRun = Callable[[str], Path]
 
 
 def every(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", plugins.names(kind))
 
 
-EVERY_RECIPE = pytest.mark.parametrize("name", recipe_names())
 ANY_PLUG_IN = [(kind, name) for kind in plugins.KINDS for name in plugins.names(kind)]
 
 
@@ -581,59 +573,3 @@ def test_a_source_gives_the_same_clips_again_and_elsewhere(name: str, tmp_path: 
     again = manifest(name, tmp_path / "elsewhere")
     assert again.keys.tolist() == first.keys.tolist()
     assert [clip.id for clip in again.clips] == [clip.id for clip in first.clips]
-
-
-# ---------------------------------------------------------------- recipes
-
-
-def header(name: str) -> list[str]:
-    lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    return [line.removeprefix("#").strip() for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")]]
-
-
-@EVERY_RECIPE
-def test_a_recipe_s_header_says_what_command_cost_and_expectation(name: str) -> None:
-    what, *rest = header(name)
-    assert what.endswith(".")
-    assert not what.startswith(("command", "cost", "expect"))
-    said = {key: value.strip() for key, _, value in (line.partition(":") for line in rest)}
-    for key in ("command", "cost", "expect"):
-        assert said.get(key), f"{name}: no line '# {key}: ...'"
-    jobs = re.findall(r"distill (\w+)", said["command"])
-    assert jobs
-    assert set(jobs) <= set(JOBS)
-    assert f"recipe={name}" in said["command"] or name in jobs
-
-
-@EVERY_RECIPE
-def test_a_recipe_reads_like_the_experiment(name: str) -> None:
-    lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    content = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    assert len(content) < 40
-    assert max(map(len, lines)) <= 120
-    assert plain_recipe(name).out.startswith("runs/")
-
-
-def test_recipes_keep_to_folders_of_their_own() -> None:
-    folders = [plain_recipe(name).out for name in recipe_names()]
-    assert len(set(folders)) == len(folders)
-
-
-@EVERY_RECIPE
-def test_a_recipe_trains(name: str, tiny_run: TinyRun) -> None:
-    run = tiny_run(name)
-    kept = [f"student/{file}" for file in ("model.safetensors", "config.json", "README.md")]
-    for file in ("recipe.yaml", "metrics.jsonl", *kept, "summary.json"):
-        assert (run / file).stat().st_size > 0, file
-    assert read_recipe([f"recipe={run / 'recipe.yaml'}"]).train.steps == 2
-    rows = [row for row in read_metrics(run) if "loss" in row]
-    terms = live(read_recipe([f"recipe={run / 'recipe.yaml'}"]).objective)
-    assert [row["step"] for row in rows] == [1, 2]
-    for row in rows:
-        assert math.isfinite(row["loss"])
-        assert row["loss"] == pytest.approx(sum(row[f"weighted.{term}"] for term in terms))
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["steps"] == 2
-    assert 0 <= summary["test"]["top1"] <= 1
-    student = load_student(run).eval()
-    assert torch.isfinite(student(pictures(student.spec, 1)).logits).all()

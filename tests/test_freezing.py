@@ -82,6 +82,18 @@ def test_progressive_unfreezes_at_the_stated_epochs() -> None:
     assert factors["head.weight"] == 1.0
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_part_by_its_name_goes_before_the_encoder_as_a_whole(order: int) -> None:
+    student = Small()
+    student.encoder = ("blocks.0", "blocks.1")
+    groups = [("early", Group(["encoder"], 6)), ("late", Group(["blocks.1"], 3, 0.5))][::order]
+    schedule = Schedule(student, Freezing("progressive", dict(groups)), 1)
+    assert {part: (course.at, course.factor) for part, course in schedule.courses.items()} == {
+        "blocks.0": (6, 1.0),
+        "blocks.1": (3, 0.5),
+    }
+
+
 def test_the_optimiser_keeps_its_state_when_a_group_joins() -> None:
     student = Small()
     schedule = Schedule(student, Freezing("progressive", {"e": Group(["encoder"], 2)}), 1)
@@ -112,6 +124,12 @@ def test_what_the_student_holds_fixed_stays_fixed() -> None:
         (
             {"mode": "progressive", "groups": {"a": Group(["heads"])}},
             r"no part 'heads'; it has encoder, blocks, blocks\.0, .*head",
+        ),
+        ({"mode": "progressive", "groups": {"a": Group([])}}, r"schedule\.groups\.a\.parts is \[\]"),
+        ({"mode": "progressive", "groups": {"a": Group([""])}}, r"schedule\.groups\.a\.parts is \[''\]"),
+        (
+            {"mode": "progressive", "groups": {"a": Group(["head"]), "b": Group(["drop", "head"], 3)}},
+            "both a and b name head",
         ),
         ({"mode": "progressive", "groups": {"a": Group(["head"], "soon")}}, r"schedule\.groups\.a\.at is 'soon'"),
         ({"mode": "progressive", "groups": {"a": Group(["head"], 1, -1.0)}}, r"schedule\.groups\.a\.lr is -1"),

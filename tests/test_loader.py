@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import pictures, write
 
-from distill.clips.batches import Failures, Plan, evaluation_batches, load, on_device, training_batches
+from distill.clips.batches import Failures, Plan, evaluation_batches, ignore, load, on_device, training_batches
 from distill.clips.clipset import ClipOptions, ClipSet
 from distill.clips.facts import Facts
 from distill.clips.frames import ClipError, DecodedFrames
@@ -60,8 +60,9 @@ def train(
 
 
 def same(one: Clips, other: Clips) -> bool:
-    assert one.colour is other.colour is None
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one) if name != "colour")
+    assert one.colour is other.colour is one.blend is other.blend is None
+    names = vars(one).keys() - {"colour", "blend"}
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
 def spoil(manifest: Manifest, folder: Path, *numbers: int, known: bool = False) -> Manifest:
@@ -93,6 +94,20 @@ def test_batches_do_not_depend_on_the_number_of_processes(manifest: Manifest) ->
     for one, first, second in zip(whole, *halves, strict=True):
         for name in ("frames", "label", "index", "view", "label_weight"):
             assert torch.equal(getattr(one, name), torch.cat([getattr(first, name), getattr(second, name)])), name
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_all_processes_do_at_a_time_is_what_one_would_do_then(manifest: Manifest, accumulate: int) -> None:
+    clips = clip_set(manifest)
+
+    def indices(rank: int, world: int) -> list[list[int]]:
+        chosen = plan(clips, batch=8, parts=world * accumulate)
+        batches = training_batches(clips, chosen, range(2), rank, world, ignore)
+        return [batch.index.tolist() for batch in batches]
+
+    one, first, second = indices(0, 1), indices(0, 2), indices(1, 2)
+    assert [len(part) for part in one] == [8 // accumulate] * 2 * accumulate
+    assert one == [mine + yours for mine, yours in zip(first, second, strict=True)]
 
 
 def test_a_run_may_be_taken_up_at_any_step(manifest: Manifest) -> None:

@@ -194,6 +194,35 @@ def test_another_shape_is_refused(tmp_path: Path, changes: dict[str, object], to
     assert told in refused(tinyact(seed=1), run)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda value: value * torch.nan, "has numbers that are not finite"),
+        (lambda value: value.double().fill_(1e300), "has numbers that are not finite"),  # in the student's float32
+        (lambda value: value.long(), "is torch.int64 for torch.float32"),
+        (lambda value: value > 0, "is torch.bool for torch.float32"),
+        (lambda value: value.to(torch.complex64), "is torch.complex64 for torch.float32"),
+    ],
+    ids=["nan", "overflow", "int", "bool", "complex"],
+)
+@pytest.mark.parametrize("name", ["autoencoder.to_latent.weight", "classifier.head.bias"])
+def test_numbers_that_no_student_can_have_are_refused(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], told: str, name: str
+) -> None:
+    weights = tinyact().state_dict()
+    torch.save({**weights, name: change(weights[name])}, tmp_path / "odd.pth")
+    said = refused(tinyact(seed=1), tmp_path / "odd.pth")
+    assert said == f"init: {tmp_path / 'odd.pth'} does not fit this student; {name} {told}"
+
+
+def test_a_counter_that_is_complex_or_not_finite_is_refused(tmp_path: Path) -> None:
+    weights = tinyact().state_dict()
+    name = next(name for name in weights if name.endswith(COUNTER))
+    for value, told in ((torch.tensor(1j), "is torch.complex64 for torch.int64"), (torch.tensor(torch.inf), "finite")):
+        torch.save({**weights, name: value}, tmp_path / "odd.pth")
+        assert told in refused(tinyact(seed=1), tmp_path / "odd.pth")
+
+
 def test_files_that_are_not_there_or_not_weights(tmp_path: Path) -> None:
     student = tinyact()
     assert refused(student, tmp_path / "nothing.pth") == f"init: {tmp_path / 'nothing.pth'} is not there"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import types
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
@@ -101,6 +104,85 @@ def test_a_file_that_is_no_weights_is_one_line(tmp_path: Path, ending: str, cont
     path = tmp_path / f"weights.{ending}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=str(path)) as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+def refusal(path: Path) -> ValueError | None:
+    try:
+        read_weights(path)
+    except ValueError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(
+    ("legacy", "cut", "among"),
+    [
+        (True, False, {UnpicklingError, UnicodeDecodeError, AssertionError}),
+        (True, True, {UnpicklingError, EOFError, IndexError}),
+        (False, False, {UnpicklingError, UnicodeDecodeError}),
+        (False, True, {RuntimeError}),
+    ],
+)
+def test_a_checkpoint_that_is_damaged_is_one_line_without_torch_s_advice(
+    tmp_path: Path, legacy: bool, cut: bool, among: set[type[Exception]]
+) -> None:
+    """`among` is what torch raised for some of the damages."""
+    path, draw = tmp_path / "weights.pt", random.Random(3)
+    torch.save({"model": WEIGHTS}, path, _use_new_zipfile_serialization=not legacy)
+    whole, kinds = path.read_bytes(), set[type]()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(600)] = draw.randrange(256)
+        path.write_bytes(damaged[: draw.randrange(len(whole))] if cut else damaged)
+        error = refusal(path)
+        if error:
+            assert str(error).startswith(str(path))
+            assert "\n" not in str(error)
+            assert "weights_only" not in str(error)
+        kinds.add(type(error and error.__cause__))
+    assert kinds >= among
+
+
+def test_a_damaged_torchscript_archive_is_one_line(tmp_path: Path) -> None:
+    path, draw = tmp_path / "archive.pt", random.Random(1)
+    torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3)).save(path)
+    whole, kinds = path.read_bytes(), set[type]()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        error = refusal(path)
+        if error and "TorchScript" in str(error):
+            assert str(error) == f"{path} is not a whole TorchScript archive"
+            kinds.add(type(error.__cause__))
+    assert kinds > {RuntimeError}
+
+
+def test_a_text_is_no_checkpoint_and_no_more_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# A title\n\nSome text.\n")
+    with pytest.raises(ValueError, match="README") as caught:
+        read_weights(path)
+    assert str(caught.value) == f"{path} is not a torch checkpoint"
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about what becomes of quantised and sparse tensors
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.empty(2, 3, device="meta"),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.eye(3).to_sparse_csr(),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    ],
+    ids=["meta", "coo", "csr", "quantised"],
+)
+def test_tensors_without_plain_numbers_are_refused_by_name(tmp_path: Path, make: Callable[[], Any]) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({**WEIGHTS, "a.odd": make()}, path)
+    with pytest.raises(ValueError, match=r"weights.pt: a.odd is no plain table of numbers") as caught:
         read_weights(path)
     assert "\n" not in str(caught.value)
 

@@ -45,7 +45,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every micro-batch of a run. A step's batch is cut into parts; process r of w does the r-th w-th of the parts."""
+    """Every micro-batch of a run. A step's batch is cut into parts.
+
+    The m-th part of process r of w is part m * w + r: what all of them do at a time is what one process would do then,
+    so a batch norm that spans the processes sees the same clips together.
+    """
 
     indices: Sequence[int]
     labelled: Sequence[bool]  # per entry of `indices`
@@ -232,8 +236,7 @@ def training_batches(
     """This process's micro-batches of these steps, on its device; an accelerator changes the colours itself."""
     if device.type != "cpu":
         clips = clips.uncoloured()
-    share = plan.parts // world
-    parts = (part for step in steps for part in plan.step(step)[rank * share : (rank + 1) * share])
+    parts = (part for step in steps for part in plan.step(step)[rank::world])
     kinds = {True: list[int](), False: list[int]()}
     for index, labelled in zip(plan.indices, plan.labelled, strict=True):
         kinds[labelled].append(index)

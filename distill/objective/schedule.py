@@ -53,13 +53,19 @@ class Course:
         return self.start + (self.to - self.start) * done
 
     @property
+    def turns(self) -> set[int]:
+        """The steps at which it is furthest on, or changes its way."""
+        steps = {0, self.after, self.after + self.over - 1, self.after + self.over}
+        return {step for step in steps if step >= 0} | ({int(self.until)} if self.until < math.inf else set())
+
+    @property
     def ever(self) -> bool:
         """Whether it is ever something else than 0."""
         return bool(self.to or (self.start and (self.after or self.over)))
 
 
-def read_course(given: Any, key: str, epoch_steps: int = 1) -> Course:
-    """A number, or a mapping, as a recipe has it; `key` is what errors call it."""
+def read_course(given: Any, key: str, epoch_steps: int = 1, stops: bool = True) -> Course:
+    """A number, or a mapping, as a recipe has it; `key` is what errors call it; only what `stops` may have an until."""
     if isinstance(given, int | float) and not isinstance(given, bool):
         return _finite(Course(float(given)), key)
     if not isinstance(given, Mapping):
@@ -67,6 +73,8 @@ def read_course(given: Any, key: str, epoch_steps: int = 1) -> Course:
     for name in given:
         if name not in KEYS:
             raise UserError(f"there is no key {key}.{name}; known: {', '.join(KEYS)}")
+    if "until" in given and not stops:
+        raise UserError(f"there is no key {key}.until: from then on it would be 0")
     if "to" not in given:
         raise UserError(f"{key} has no 'to'; it is {FORM}")
     values = {name: given.get(name, 0.0) for name in ("from", "to")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any, get_origin, get_type_hints
 
@@ -29,8 +30,11 @@ def parameters(name: str) -> dict[str, inspect.Parameter]:
     return {item.name: item for item in found if item.kind is inspect.Parameter.KEYWORD_ONLY and item.name != LEARNT}
 
 
-def defaults(name: str) -> dict[str, Any]:
-    return {option: item.default for option, item in parameters(name).items()}
+def shown(name: str) -> Iterator[str]:
+    """A loss's own options for a person: with their defaults, if they have any."""
+    for option, item in parameters(name).items():
+        default = "" if item.default is inspect.Parameter.empty else f"={str(item.default).lower()}"
+        yield f"{option}{default}" + (" (may move over time)" if option in moving(name) else "")
 
 
 def moving(name: str) -> set[str]:

@@ -21,7 +21,8 @@ from distill.clips.frames import DecodedFrames, Frames, StoredFrames, frame_byte
 from distill.errors import UserError
 from distill.evaluate import top_shares
 from distill.files import sweep
-from distill.recipe import Recipe
+from distill.recipe import Recipe, for_cache, stages
+from distill.rehearsal import check_recipe, check_student
 from distill.run_log import Talk
 from distill.shards.grid import Needs, Shards
 from distill.teaching.asking import Asking
@@ -47,6 +48,9 @@ def cache(recipe: Recipe) -> dict[str, Any]:
     stopped and started at will, with any number of processes, and several may run at once. Prints what it will cost,
     and how often the teacher is right on the labelled splits.
     """
+    recipe = for_cache(recipe)
+    for stage in stages(recipe):
+        check_recipe(stage)  # the teacher is not asked for what no training can use
     accelerator = start(recipe)
     talk = Talk(accelerator.is_main_process)
     asks = recipe.teacher is not None and recipe.cache.outputs
@@ -54,6 +58,8 @@ def cache(recipe: Recipe) -> dict[str, Any]:
         why = "cache.outputs is false" if recipe.teacher else "the recipe has no teacher"
         raise UserError(f"nothing to cache: {why}, and cache.frames is false")
     clips = see_clips(recipe, accelerator)
+    for stage in stages(recipe):
+        check_student(stage, clips.manifest)
     failures = Failures(talk.warn, UNREAD, max(1, recipe.clips.failing * len(clips.manifest.clips)))
     filling = Filling(clips, accelerator.process_index, accelerator.num_processes, talk, failures)
     if recipe.cache.frames:

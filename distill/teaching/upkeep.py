@@ -16,7 +16,7 @@ from distill.clips.clipset import ClipSet
 from distill.clips.frames import StoredFrames
 from distill.errors import UserError
 from distill.randomness import generator
-from distill.recipe import Recipe
+from distill.recipe import Recipe, for_cache
 from distill.run_log import Talk
 from distill.shards.grid import Needs, Shards, parse, parse_view
 from distill.teaching.asking import Asking
@@ -47,6 +47,7 @@ def status(recipe: Recipe) -> dict[str, Any]:
 
     distill cache status recipe=quickstart
     """
+    recipe = for_cache(recipe)
     accelerator = start(recipe)
     clips, talk = see_clips(recipe, accelerator), Talk(accelerator.is_main_process)
     kept = stores(recipe, clips)
@@ -115,6 +116,7 @@ def verify(recipe: Recipe) -> dict[str, Any]:
 
     Damaged shards are named; they are not deleted. cache.rows says how many records to make again.
     """
+    recipe = for_cache(recipe)
     accelerator = start(recipe)
     clips, talk = see_clips(recipe, accelerator), Talk(accelerator.is_main_process)
     found: dict[str, Any] = {}
@@ -197,6 +199,7 @@ def prune(recipe: Recipe) -> dict[str, Any]:
     With cache.others=true every store in the cache folder goes that is not this recipe's. Not to be run beside other
     jobs on the same cache.
     """
+    recipe = for_cache(recipe)
     accelerator = start(recipe)
     clips, talk = see_clips(recipe, accelerator), Talk(accelerator.is_main_process)
     if not accelerator.is_main_process:
