@@ -37,19 +37,20 @@ def main() -> None:
     reference, work, goal, *arguments = sys.argv[1:]
     expected, dice = tree(Path(reference)), random.Random(0)
     kills = caches = differences = 0
-    longest = 0.0  # seconds that a job takes; the first is left alone
+    usual = 0.0  # seconds that a job takes when little else goes on; the first is left alone
     while kills < int(goal) or Path(work).exists():
         started = time.monotonic()
         several = [job([*arguments, f"cache.folder={work}"]) for _ in range(1 + (kills % 4 == 3))]
-        if kills < int(goal) and longest:
-            time.sleep(dice.uniform(0, longest))
+        if kills < int(goal) and usual:
+            time.sleep(dice.uniform(0, 1.2 * usual))
             for child in several:
                 kills += os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
                 os.kill(child, signal.SIGKILL)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in several]
         assert set(codes) <= {0, -signal.SIGKILL}, codes
         if 0 in codes:
-            longest = max(longest, time.monotonic() - started)
+            took = time.monotonic() - started
+            usual = min(usual, took) if usual else took
             found = tree(Path(work))
             caches, differences = caches + 1, differences + (found != expected)
             if found != expected:
