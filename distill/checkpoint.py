@@ -44,6 +44,12 @@ def blank_student(options: Any, classes: int) -> Student:
     return build_student(unfetched(options), classes)
 
 
+def outline(options: Any, classes: int) -> Student:
+    """The network without memory, for who asks for its shapes alone; random numbers stay as they are."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return blank_student(options, classes)
+
+
 def copy_student(student: Student, card: StudentCard) -> Student:
     """A trained student as load_student will give it: on the CPU, without what training put around its parts."""
     return _distilled(student, card, {}).student.eval()

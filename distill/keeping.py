@@ -31,7 +31,6 @@ class Keeper:
 
     def __init__(self, student: Student, ema: float, best: str, patience: int, folder: Path, writes: bool) -> None:
         """`folder` is where the best weights go; one of the processes `writes` them."""
-        check(ema, best, patience)
         self.live, self.best, self.patience = student, best, patience
         self.folder, self.writes = folder, writes
         self.average = AveragedModel(student, multi_avg_fn=_toward(ema), use_buffers=True) if ema else None

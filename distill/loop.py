@@ -116,6 +116,7 @@ class Loop:
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     options: TrainOptions
+    mixer: Mixer
     times: Timetable
     rate: Rate
     clip_norm: float
@@ -171,8 +172,8 @@ class Loop:
         torch.manual_seed(number(self.seed, "step", step, number_of_part))
         last = part == parts - 1
         with nullcontext() if last else self.accelerator.no_sync(self.learner):
-            if mixer := Mixer(self.options.mixup, self.options.cutmix):
-                clips = mixer(clips, generator(self.seed, "mix", step, number_of_part))
+            if self.mixer:
+                clips = self.mixer(clips, generator(self.seed, "mix", step, number_of_part))
             answer = self.teacher(clips) if self.teacher else None
             raw = self.learner(clips, answer, step)
             total = torch.stack([weights[name] * value for name, value in raw.items()]).sum()

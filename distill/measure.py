@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Collection
 from datetime import datetime
 from importlib.metadata import version
 from statistics import median
@@ -31,13 +32,13 @@ def recognition_parameters(student: Student, frames: torch.Tensor) -> int:
 
 
 @torch.no_grad()
-def imagined(student: Student) -> StudentOutput:
+def imagined(student: Student, want: Collection[str] = ()) -> StudentOutput:
     """The shapes of a student's answer to one clip; nothing is computed."""
     tensors = {**dict(student.named_parameters()), **dict(student.named_buffers())}
     shapes = {name: value.to("meta") for name, value in tensors.items()}
     frames = torch.empty(1, student.spec.frames, 3, student.spec.size, student.spec.size, dtype=torch.uint8)
     training = student.training
-    answer: StudentOutput = functional_call(student.eval(), shapes, (frames.to("meta"),))
+    answer: StudentOutput = functional_call(student.eval(), shapes, (frames.to("meta"), want))
     student.train(training)
     return answer
 

@@ -214,11 +214,8 @@ def _merge(layers: Sequence[Layer]) -> Recipe:
     if missing:
         group = missing[0].rpartition(".")[0]
         asking = [origin for origin, tree in plain if any(key.startswith(f"{group}.") for key in flatten(tree))]
-        where = asking[-1] if group and asking else layers[0][0]
-        if where == COMMAND_LINE or not where.startswith("stages."):
-            where, key = layers[0][0], missing[0]
-        else:
-            key = f"{where}.{missing[0]}"
+        in_stage = bool(asking) and asking[-1].startswith("stages.")
+        where, key = (asking[-1], f"{asking[-1]}.{missing[0]}") if in_stage else (layers[0][0], missing[0])
         raise UserError(f"{where}: {missing[0]} has no value; set it there or say {key}=... on {COMMAND_LINE}")
     assert isinstance(recipe, Recipe)
     return recipe

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from distill.checkpoint import blank_student
+from distill.checkpoint import outline
 from distill.clips.manifest import Manifest
 from distill.errors import UserError
 from distill.freezing import Freezing, Schedule
 from distill.freezing import check as check_schedule
 from distill.loop import Timetable
 from distill.loop import check as check_train
+from distill.measure import imagined
 from distill.mixing import Mixer
 from distill.objective.objective import (
     Objective,
@@ -55,10 +56,8 @@ def check_recipe(recipe: Recipe) -> None:
 
 def check_student(recipe: Recipe, manifest: Manifest) -> None:
     """What can be said with these clips, before the student has weights."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        student = blank_student(recipe.student, len(manifest.classes)).eval()
-        frames = torch.zeros(1, student.spec.frames, 3, student.spec.size, student.spec.size, dtype=torch.uint8)
-        painted = student(frames, want=("reconstruction",)).reconstruction is not None
+    student = outline(recipe.student, len(manifest.classes))
+    painted = imagined(student, ("reconstruction",)).reconstruction is not None
     check_features(recipe.objective, student)
     Schedule(student, recipe.schedule, 1)
     labelled = any(manifest.clips[index].label >= 0 for index in manifest.of("val"))

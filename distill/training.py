@@ -19,11 +19,11 @@ from torch import nn
 
 from distill.checkpoint import (
     StudentCard,
-    blank_student,
     build_student,
     checkpoints,
     copy_student,
     newest_checkpoint,
+    outline,
     save_student,
 )
 from distill.clips.batches import Failures, Plan, training_batches
@@ -37,6 +37,7 @@ from distill.freezing import Schedule
 from distill.keeping import Keeper
 from distill.loop import Learner, Loop, Timetable, check
 from distill.measure import measure
+from distill.mixing import Mixer
 from distill.objective.objective import Objective, needs_teacher
 from distill.optim import Rate, make_optimizer
 from distill.optim import check as check_optim
@@ -172,6 +173,7 @@ def make_loop(
         optimizer=optimizer,
         accelerator=accelerator,
         options=options,
+        mixer=Mixer(options.mixup, options.cutmix),
         times=times,
         rate=Rate(recipe.optim, times.steps, plan.epoch_steps),
         clip_norm=recipe.optim.clip_norm,
@@ -249,8 +251,7 @@ def see_clips(recipe: Recipe, accelerator: Accelerator) -> ClipSet:
 
 
 def batch_spec(recipe: Recipe, manifest: Manifest) -> ClipSpec:
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        spec = blank_student(recipe.student, len(manifest.classes)).spec
+    spec = outline(recipe.student, len(manifest.classes)).spec
     return spec.union(wants(recipe.teacher)) if recipe.teacher else spec
 
 

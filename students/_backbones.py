@@ -42,17 +42,28 @@ INSTEAD = "pretrained=false starts from random weights, init=FILE from a file of
 
 
 class Backbone(nn.Module):
-    """Normalised pictures [N,3,H,W] -> the last map [N,D,h,w]; `width` is D."""
+    """Normalised pictures [N,3,H,W] -> the last map [N,D,h,w]; `width` is D. `look` normalises them first."""
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, network: nn.Module, normal: Normal) -> None:
         super().__init__()
         self.network = network
         self.mean, self.std = normal
+        mean, std = torch.tensor(self.mean).view(3, 1, 1), torch.tensor(self.std).view(3, 1, 1)
+        self.register_buffer("shift", -mean / std, persistent=False)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.width = self._try()
 
     def forward(self, pictures: Tensor) -> Tensor:
         # timm's networks have a name for all but the head; the others here end in their last map.
         maps: Tensor = getattr(self.network, "forward_features", self.network)(pictures)
+        return maps
+
+    def look(self, pictures: Tensor) -> Tensor:
+        """uint8 [N,3,H,W] -> the last map."""
+        maps: Tensor = self(pictures.to(self.scale.dtype) * self.scale + self.shift)
         return maps
 
     @torch.no_grad()
@@ -108,6 +119,17 @@ def backbone(name: str, pretrained: bool = False) -> Backbone:
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"backbone={name} does not turn a picture of 224x224 pixels into a map ({reason})") from error
+
+
+def fitting(name: str, pretrained: bool, size: int) -> Backbone:
+    """The network of this name, if it can see pictures of this size."""
+    network = backbone(name, pretrained)
+    try:
+        network.try_on(size)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"backbone={name} cannot take size={size} ({reason})") from error
+    return network
 
 
 def _own(name: str, pretrained: bool) -> tuple[nn.Module, Normal]:

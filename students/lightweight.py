@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.outputs import ClipSpec, Student, StudentOutput
-from students._backbones import Backbone, backbone
+from students._backbones import Backbone, fitting
 
 
 @dataclass
@@ -41,9 +41,6 @@ class Options:
 
 
 class Lightweight(Student):
-    shift: Tensor
-    scale: Tensor
-
     def __init__(self, options: Options, network: Backbone, classes: int) -> None:
         super().__init__()
         self.spec = ClipSpec(options.frames, options.size)
@@ -61,12 +58,9 @@ class Lightweight(Student):
         self.head = nn.Linear(options.width, classes)
         self.feature_names = ("map", "frames", "temporal", "attention", "embedding")
         self.encoder = ("backbone", "over_time", "score")
-        mean, std = torch.tensor(network.mean).view(3, 1, 1), torch.tensor(network.std).view(3, 1, 1)
-        self.register_buffer("shift", -mean / std, persistent=False)
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
 
     def forward(self, frames: Tensor, want: Collection[str] = ()) -> StudentOutput:
-        maps, count = self._look(frames.flatten(0, 1)), frames.shape[1]
+        maps, count = self.backbone.look(frames.flatten(0, 1)), frames.shape[1]
         answer = self._judge(self.pool(maps).view(-1, count, maps.shape[1]), want)
         if "map" in want:
             answer.features["map"] = maps.view(-1, count, *maps.shape[1:]).transpose(1, 2)
@@ -82,14 +76,9 @@ class Lightweight(Student):
     ) -> tuple[StudentOutput, list[Tensor]]:
         """The next frame of each stream, uint8 [B,3,H,W], and the state -> what the last frames say, the next state."""
         ring, started = state
-        newest = self.pool(self._look(frame)).flatten(1)[:, None]
+        newest = self.pool(self.backbone.look(frame)).flatten(1)[:, None]
         ring = torch.where(started[:, None, None] > 0, torch.cat([ring[:, 1:], newest], 1), newest)
         return self._judge(ring, want), [ring, torch.ones_like(started)]
-
-    def _look(self, pictures: Tensor) -> Tensor:
-        """uint8 [N,3,H,W] -> map [N,D,h,w]."""
-        maps: Tensor = self.backbone(pictures.to(self.scale.dtype) * self.scale + self.shift)
-        return maps
 
     def _judge(self, frames: Tensor, want: Collection[str]) -> StudentOutput:
         """What the features of the frames [B,T,D] mean."""
@@ -111,11 +100,6 @@ def build(options: Options, classes: int) -> Lightweight:
         raise ValueError(f"kernel={options.kernel}; it is odd, so that it has a middle, and at least 3")
     if not 0 <= options.dropout < 1:
         raise ValueError(f"dropout={options.dropout} is not from 0 to 1")
-    network = backbone(options.backbone, options.pretrained)
-    try:
-        network.try_on(options.size)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"backbone={options.backbone} cannot take size={options.size} ({reason})") from error
+    network = fitting(options.backbone, options.pretrained, options.size)
     # Channels last is how oneDNN and cuDNN like convolutions best.
     return Lightweight(options, network, classes).to(memory_format=torch.channels_last)

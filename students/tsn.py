@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.outputs import ClipSpec, Student, StudentOutput
-from students._backbones import Backbone, backbone
+from students._backbones import Backbone, fitting
 from students._shift import DIRECTIONS, insert_shift, streaming
 from students._squeeze_excite import insert_squeeze_excite
 
@@ -46,9 +46,6 @@ class Options:
 
 
 class TSN(Student):
-    shift: Tensor
-    scale: Tensor
-
     def __init__(self, options: Options, network: Backbone, classes: int) -> None:
         super().__init__()
         self.spec = ClipSpec(options.frames, options.size)
@@ -62,9 +59,6 @@ class TSN(Student):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(options.dropout)
         self.head = nn.Linear(network.width, classes)
-        mean, std = torch.tensor(network.mean), torch.tensor(network.std)
-        self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
-        self.register_buffer("scale", (1 / (255 * std)).view(3, 1, 1), persistent=False)
         # By name, because training on several devices puts other normalisations in their places.
         self.still = self._norms()[1:] if options.partial_bn else []
         for name in self.still:
@@ -117,7 +111,7 @@ class TSN(Student):
 
     def _see(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [N,3,H,W] -> the last maps [N,D,h,w] and their means [N,D]."""
-        maps: Tensor = self.backbone(pictures.to(self.scale.dtype) * self.scale + self.shift)
+        maps = self.backbone.look(pictures)
         return maps, self.pool(maps).flatten(1)
 
     def _check_online(self) -> None:
@@ -138,11 +132,6 @@ def build(options: Options, classes: int) -> TSN:
         raise ValueError(f"shift={options.shift} is not one of {', '.join(DIRECTIONS)}")
     if min(options.frames, options.size) < 1 or not 0 <= options.dropout < 1:
         raise ValueError("frames and size are at least 1, and dropout is at least 0 and below 1")
-    network = backbone(options.backbone, options.pretrained)
-    try:
-        network.try_on(options.size)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"backbone={options.backbone} cannot take size={options.size} ({reason})") from error
+    network = fitting(options.backbone, options.pretrained, options.size)
     # Channels last is how oneDNN and cuDNN like convolutions best: a quarter faster on a CPU.
     return TSN(options, network, classes).to(memory_format=torch.channels_last)
