@@ -36,14 +36,14 @@ class Freezing:
 
 
 @dataclass(frozen=True)
-class Course:
+class Turn:
     """When a part begins to train, and how fast."""
 
     at: float
     factor: float
 
 
-FREE = Course(0, 1.0)
+FREE = Turn(0, 1.0)
 
 
 class Schedule:
@@ -51,28 +51,28 @@ class Schedule:
 
     def __init__(self, student: Student, options: Freezing, epoch_steps: int) -> None:
         check(options)
-        self.courses = _courses(student, options, epoch_steps)
+        self.by_part = _by_part(student, options, epoch_steps)
         modules = dict(student.named_modules())
-        for name in self.courses:
+        for name in self.by_part:
             if name not in modules:
                 known = ", ".join([ENCODER, *(name for name in modules if name.count(".") < 2 and name)])
                 raise UserError(f"schedule: the student has no part {name!r}; it has {known}, and what is inside them")
-        self.modules = [(module, self._course(name)) for name, module in modules.items()]
+        self.modules = [(module, self._turn(name)) for name, module in modules.items()]
         self.student = student.train()  # which holds fixed what it wants fixed, and that stays so
-        self.parameters = [(p, self._course(name)) for name, p in student.named_parameters() if p.requires_grad]
-        for parameter, course in self.parameters:
-            parameter.requires_grad_(course.at < math.inf)
-        self.factors = {parameter: course.factor for parameter, course in self.parameters}
+        self.parameters = [(p, self._turn(name)) for name, p in student.named_parameters() if p.requires_grad]
+        for parameter, turn in self.parameters:
+            parameter.requires_grad_(turn.at < math.inf)
+        self.factors = {parameter: turn.factor for parameter, turn in self.parameters}
 
-    def _course(self, name: str) -> Course:
+    def _turn(self, name: str) -> Turn:
         """Of the longest part that the module or parameter is in."""
-        inside = [part for part in self.courses if f"{name}.".startswith(f"{part}.")]
-        return self.courses[max(inside, key=len)] if inside else FREE
+        inside = [part for part in self.by_part if f"{name}.".startswith(f"{part}.")]
+        return self.by_part[max(inside, key=len)] if inside else FREE
 
     @property
     def turns(self) -> set[int]:
         """The steps at which something begins to train."""
-        return {0} | {int(course.at) for course in self.courses.values() if course.at < math.inf}
+        return {0} | {int(turn.at) for turn in self.by_part.values() if turn.at < math.inf}
 
     def factor(self, parameter: nn.Parameter) -> float:
         """Of the parameter's learning rate; what losses learn has the full one."""
@@ -80,13 +80,13 @@ class Schedule:
 
     def apply(self, step: int) -> None:
         """Hold still what does not train at this step, and set going what does."""
-        if not self.courses:
+        if not self.by_part:
             return
         self.student.train()
-        for parameter, course in self.parameters:
-            parameter.requires_grad_(step >= course.at)
-        for module, course in self.modules:
-            if step < course.at:
+        for parameter, turn in self.parameters:
+            parameter.requires_grad_(step >= turn.at)
+        for module, turn in self.modules:
+            if step < turn.at:
                 module.training = False
 
 
@@ -112,16 +112,16 @@ def _begins(key: str, group: Group, epoch_steps: int) -> float:
     return math.inf if group.at == NEVER else steps_of(group.at, epoch_steps, f"schedule.groups.{key}.at")
 
 
-def _courses(student: Student, options: Freezing, epoch_steps: int) -> dict[str, Course]:
+def _by_part(student: Student, options: Freezing, epoch_steps: int) -> dict[str, Turn]:
     """By part; a part that a group names goes before the encoder as a whole."""
     if options.mode == "frozen":
-        return dict.fromkeys(student.encoder, Course(math.inf, 1.0))
-    whole, own = dict[str, Course](), dict[str, Course]()
+        return dict.fromkeys(student.encoder, Turn(math.inf, 1.0))
+    whole, own = dict[str, Turn](), dict[str, Turn]()
     for key, group in options.groups.items():
-        course = Course(_begins(key, group, epoch_steps), group.lr)
+        turn = Turn(_begins(key, group, epoch_steps), group.lr)
         for part in group.parts:
             if part == ENCODER:
-                whole |= dict.fromkeys(student.encoder, course)
+                whole |= dict.fromkeys(student.encoder, turn)
             else:
-                own[part] = course
+                own[part] = turn
     return whole | own

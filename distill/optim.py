@@ -32,7 +32,7 @@ class Optim:
     schedule: str = "cosine"
     """How the rate falls: cosine (half of one, to final_lr), step (by factor, at milestones) or constant."""
     final_lr: float = 0.0
-    """Where the cosine ends."""
+    """Where the cosine ends; other schedules have no use for it."""
     milestones: list[Any] = field(default_factory=list)
     """When the rate falls, e.g. [45 epochs, 60 epochs]; for schedule=step."""
     factor: float = 0.1
@@ -52,6 +52,8 @@ def check(options: Optim) -> None:
             raise UserError(f"optim.{key} is {getattr(options, key)}; it is at least 0")
     if options.momentum >= 1:
         raise UserError(f"optim.momentum is {options.momentum}; it is below 1")
+    if options.final_lr and options.schedule != "cosine":
+        raise UserError(f"optim.final_lr is where a cosine ends; schedule={options.schedule} has none: set it to 0")
     if bool(options.milestones) != (options.schedule == "step"):
         raise UserError("optim.milestones and optim.schedule=step go together: say when the rate falls")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,7 +116,7 @@ def stages(recipe: Recipe) -> list[Recipe]:
             raise UserError(f"{origin} cannot be called so: it is a folder of its own, of letters, and none of {TAKEN}")
         if not isinstance(changes, dict) or not set(changes).isdisjoint(KEPT):
             raise UserError(f"{origin} is a group of changes to the recipe, but for {', '.join(KEPT)}")
-        stage = _merge([("the recipe", whole), (origin, OmegaConf.create(changes))])
+        stage = _merge([("the recipe", whole), (origin, OmegaConf.create(_escaped(changes)))])
         if stage.train.precision != recipe.train.precision:
             raise UserError(f"{origin}: train.precision is {stage.train.precision}; it is the same in all stages")
         stage.init = found[-1].out if found else recipe.init
@@ -148,7 +148,16 @@ def differences(recipe: Recipe, path: Path) -> list[str]:
 
 
 def _tree(recipe: Recipe) -> Any:
-    return OmegaConf.to_container(OmegaConf.structured(recipe))
+    return _escaped(asdict(recipe))
+
+
+def _escaped(tree: Any) -> Any:
+    """Values are resolved by now: a `${` that one still has is part of it, and has to be one when it is read again."""
+    if isinstance(tree, dict):
+        return {key: _escaped(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_escaped(value) for value in tree]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", tree) if isinstance(tree, str) else tree
 
 
 def _name_first(tree: Any) -> Any:
@@ -293,7 +302,7 @@ def _check_groups(origin: str, schema: Any, values: Any, key: str = "") -> None:
     if key.startswith("objective.") and "to" in schema and not isinstance(values, dict):
         return  # a weight that moved becomes one that does not
     if not isinstance(values, dict):
-        example = next(iter(flatten(schema, key)), f"{key}.NAME.weight")
+        example = next(iter(flatten(schema, key)), f"{key}.NAME.{'KEY' if key == 'stages' else 'weight'}")
         raise UserError(f"{origin}: {key} is a group of keys, not {values!r}; say {example}=...")
     for name, value in values.items():
         if name in schema:
@@ -306,6 +315,9 @@ def _explain(error: OmegaConfBaseException) -> str:
     known = getattr(error.object_type, "__dataclass_fields__", {})
     if "not in" in str(error.msg) and known:
         return f"there is no key {key!r}{_nearest(str(key).rpartition('.')[2], list(known))}"
+    if "Union[int, str]" in str(error.msg):
+        given = str(error.msg).partition(" of type")[0].partition(" is ")[0]
+        return f"{key}: {given} is no time; whole steps, like 1000, or a text like '20 epochs'"
     return f"{key}: {str(error.msg).splitlines()[0] if error.msg else error}"
 
 

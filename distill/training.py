@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -47,6 +48,7 @@ from distill.recipe import Recipe, differences, save_recipe, stages
 from distill.rehearsal import Rehearsal, check_recipe, check_student
 from distill.report import write_report
 from distill.run_log import RunLog, Talk
+from distill.shards.claims import Claims
 from distill.shards.grid import Shards
 from distill.starting import start_from
 from distill.sync import sync_batch_norm
@@ -79,7 +81,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
         if trained and (is_finished(stage) or checkpoints(Path(stage.out))):
             raise UserError(f"{stage.out} was trained from an earlier {trained}; choose another out=, or delete it")
         trained = trained if is_finished(stage) else stage.out
-        summary = _train(stage, accelerator)
+        with alone_in(Path(stage.out), accelerator):
+            check_run(stage)  # somebody else may have been here since
+            summary = _train(stage, accelerator)
     return summary
 
 
@@ -229,6 +233,17 @@ def check_run(recipe: Recipe) -> None:
     changed = differences(recipe, saved)
     if changed:
         raise UserError(f"{run} was made with another {changed[0]}; choose another out=, or delete the folder")
+
+
+@contextmanager
+def alone_in(run: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Two jobs in one run folder would write over each other's checkpoints."""
+    with ExitStack() as held:
+        alone = held.enter_context(Claims(run / ".claim")).take(0) if accelerator.is_main_process else False
+        (alone,) = broadcast_object_list([alone])
+        if not alone:
+            raise UserError(f"another job is training in {run}; wait for it, or choose another out=")
+        yield
 
 
 def open_run(recipe: Recipe, run: Path, accelerator: Accelerator) -> None:

@@ -88,7 +88,7 @@ def test_a_part_by_its_name_goes_before_the_encoder_as_a_whole(order: int) -> No
     student.encoder = ("blocks.0", "blocks.1")
     groups = [("early", Group(["encoder"], 6)), ("late", Group(["blocks.1"], 3, 0.5))][::order]
     schedule = Schedule(student, Freezing("progressive", dict(groups)), 1)
-    assert {part: (course.at, course.factor) for part, course in schedule.courses.items()} == {
+    assert {part: (turn.at, turn.factor) for part, turn in schedule.by_part.items()} == {
         "blocks.0": (6, 1.0),
         "blocks.1": (3, 0.5),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from distill import plugins
 from distill.errors import UserError
 from distill.objective.losses import LOSSES
-from distill.recipe import COMMAND_LINE, Recipe, differences, read_recipe, recipe_names, save_recipe
+from distill.recipe import COMMAND_LINE, Recipe, differences, read_recipe, recipe_names, save_recipe, stages
 
 SMALLEST = "out: runs/x\nstudent: {name: tinyact}\n"
 
@@ -202,6 +203,20 @@ def test_the_saved_recipe_is_a_recipe_that_gives_the_same(tmp_path: Path, name: 
     assert as_text(again, tmp_path) == as_text(recipe, tmp_path)
     assert differences(recipe, saved) == []
     assert differences(again, saved) == []
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.text("${}\\:a.# '\"[]", max_size=12))
+def test_a_value_is_saved_as_it_is(tmp_path_factory: pytest.TempPathFactory, value: str) -> None:
+    """Also one with the signs that stand for other keys."""
+    saved = tmp_path_factory.mktemp("saved") / "recipe.yaml"
+    stage = {"objective": {}, "train": {"best": value}}
+    recipe = replace(read_recipe(["recipe=tiny"]), out=f"runs/{value}", stages={"one": stage, "two": {}})
+    save_recipe(recipe, saved)
+    again = read_recipe([f"recipe={saved}"])
+    assert differences(recipe, saved) == []
+    assert again.out == recipe.out
+    assert [stage.train.best for stage in stages(again)] == [value, recipe.train.best]
 
 
 def as_text(recipe: Recipe, folder: Path) -> str:

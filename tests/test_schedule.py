@@ -144,6 +144,7 @@ def test_norms_and_biases_decay_when_asked() -> None:
         ({"momentum": math.inf}, r"optim\.momentum"),
         ({"schedule": "step"}, r"optim\.milestones"),
         ({"milestones": [3]}, r"optim\.milestones"),
+        ({"schedule": "constant", "final_lr": 1e-5}, r"optim\.final_lr is where a cosine ends; schedule=constant"),
     ],
 )
 def test_a_wrong_option_of_the_optimizer_is_refused(options: dict[str, Any], told: str) -> None:

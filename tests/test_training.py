@@ -45,6 +45,21 @@ def gap(ours: Path, theirs: Path) -> float:
     return max(abs(a[key] - b[key]) / b["loss"] for a, b in pairs for key in a.keys() | b.keys())
 
 
+def test_a_run_folder_belongs_to_one_job_at_a_time(tmp_path: Path) -> None:
+    """The second is refused while the first is at work, however far it is; a job that was killed holds nothing."""
+    script = "import sys, time; from distill.shards.claims import Claims; from pathlib import Path; "
+    script += "claims = Claims(Path(sys.argv[1])); print(claims.take(0), flush=True); time.sleep(100)"
+    command = [sys.executable, "-c", script, str(tmp_path / "run" / ".claim")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        with pytest.raises(UserError, match=r"another job is training in .*run; wait for it, or choose another out="):
+            run(tmp_path / "run")
+        assert not (tmp_path / "run" / "recipe.yaml").exists()
+        other.kill()
+    run(tmp_path / "run", "train.steps=1")
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("teacher") / "run", "clips.labelled=1")
