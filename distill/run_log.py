@@ -18,6 +18,7 @@ from rich.table import Table
 
 from distill.files import publish_text
 
+WIDE = 1000
 PLAIN_SECONDS = 10.0  # between two lines of progress when nobody watches a terminal
 
 
@@ -47,7 +48,8 @@ class Talk:
             table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        self.console.print(table)
+        # A pipe or a file has no width to keep to.
+        self.console.print(table, width=None if self.console.is_terminal else WIDE, crop=False)
 
     @contextmanager
     def track(self, what: str, total: int, done: int = 0) -> Iterator[Track]:
@@ -112,7 +114,8 @@ class _Lines(Track):
         self.last = now
         left = (self.total - self.done) / max(self.rate, 1e-9)
         ending = f"{now - self.started:.0f} s" if self.done >= self.total else f"{left:.0f} s left"
-        self.talk.say(f"{self.what}  {self.done}/{self.total}  {self.rate:.1f}/s  {ending}  {self.news}".rstrip())
+        pace = f"{self.rate:.1f}/s" if self.rate >= 0.1 else f"{1 / max(self.rate, 1e-9):.0f} s each"
+        self.talk.say(f"{self.what}  {self.done}/{self.total}  {pace}  {ending}  {self.news}".rstrip())
 
 
 class RunLog:
