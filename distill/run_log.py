@@ -18,7 +18,7 @@ from rich.table import Table
 
 from distill.files import publish_text
 
-WIDE = 1000
+WIDE = 1000  # a pipe or a file has no edge to keep to
 PLAIN_SECONDS = 10.0  # between two lines of progress when nobody watches a terminal
 
 
@@ -32,6 +32,8 @@ class Talk:
     def __init__(self, active: bool = True) -> None:
         self.active = active
         self.console = Console(highlight=False, soft_wrap=True, quiet=not active)
+        if not self.console.is_terminal:
+            self.console.width = WIDE
         self.warnings = Console(highlight=False, soft_wrap=True, stderr=True)
 
     def say(self, text: str) -> None:
@@ -48,8 +50,7 @@ class Talk:
             table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        # A pipe or a file has no width to keep to.
-        self.console.print(table, width=None if self.console.is_terminal else WIDE, crop=False)
+        self.console.print(table)
 
     @contextmanager
     def track(self, what: str, total: int, done: int = 0) -> Iterator[Track]:
