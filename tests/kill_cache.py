@@ -37,12 +37,13 @@ def main() -> None:
     reference, work, goal, *arguments = sys.argv[1:]
     expected, dice = tree(Path(reference)), random.Random(0)
     kills = caches = differences = 0
-    usual = 0.0  # seconds that a job takes when little else goes on; the first is left alone
+    usual = 0.0  # seconds that a job takes, as far as one has finished of late; the first is left alone
     while kills < int(goal) or Path(work).exists():
         started = time.monotonic()
         several = [job([*arguments, f"cache.folder={work}"]) for _ in range(1 + (kills % 4 == 3))]
         if kills < int(goal) and usual:
             time.sleep(dice.uniform(0, 1.2 * usual))
+            usual *= 1.05  # a machine that gets busy still finishes some
             for child in several:
                 kills += os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
                 os.kill(child, signal.SIGKILL)
