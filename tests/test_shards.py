@@ -242,6 +242,8 @@ def test_require_names_the_command_and_counts(tmp_path: Path) -> None:
     assert str(store.folder) in str(caught.value)
     fill(store, range(2))
     store.require(needs(store, [0, 1]), "distill cache recipe=x")
+    with pytest.raises(UserError, match=r"\(view 0, 1\) \(it has no map block9\); run: distill cache"):
+        shards(tmp_path, maps=["block9"]).require(needs(store, [0, 1]), "distill cache")
 
 
 def test_require_names_the_key_in_which_the_nearest_store_differs(tmp_path: Path) -> None:

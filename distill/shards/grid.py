@@ -292,6 +292,8 @@ class Shards:
 
     def _instead(self, lacking: Needs) -> str:
         """What is there in place of the records that somebody expected."""
+        if absent := self._absent_maps(lacking):
+            return f" (it has no map {', '.join(absent)})"
         if self.roll.segments:
             clips = np.unique(np.concatenate(list(lacking.values())))
             known = np.zeros(len(self.keys), bool)
@@ -312,6 +314,12 @@ class Shards:
         _, name, keys, other = min(differences, key=lambda found: (found[0], found[1]))
         changes = ", ".join(f"{key} ({_short(other.get(key))} there, {_short(mine.get(key))} here)" for key in keys[:3])
         return f" ({name} beside it differs in {changes})"
+
+    def _absent_maps(self, views: Iterable[int]) -> list[str]:
+        """Maps that are wanted and that no record has, where there are records."""
+        names = [name for view in views for name in (self.source / _folder(view)).names()]
+        kept = {found[1] for name in names if (found := parse(name))}
+        return [part.removeprefix(f".{MAPS}") for part in self.parts if kept and part not in kept]
 
     def _spec_of(self, name: str) -> dict[str, Any]:
         """The spec of another store; empty for what is none."""
