@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: quickstart test check bench bench-video bench-cache ablation students clean
+.PHONY: quickstart test check bench bench-video bench-cache bench-probe ablation students clean
 
 quickstart: $(READY)  ## install, then run the first experiment
 	$(BIN)/distill quickstart
@@ -27,6 +27,9 @@ bench-video: $(READY)  ## CPU time of every way to read a clip; VIDEOS="a.mp4 b.
 
 bench-cache: $(READY)  ## what the cache costs: making it, reading it, training from it
 	$(BIN)/python -m tools.bench_cache
+
+bench-probe: $(READY)  ## what the probes' searches cost beside scikit-learn's, with the scores of both
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.bench_probe
 
 ablation: $(READY)  ## which part of distilling does what: many trainings of one small student, three seeds
 	$(BIN)/python -m tools.ablation

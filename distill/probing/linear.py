@@ -1,0 +1,98 @@
+"""Linear SVM and logistic regression: all classes in one matrix, on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.probing.base import Array, Probe, Setting, softmax
+from distill.probing.descent import TOLERANCE, CrossEntropy, Linear, Loss, Solution, SquaredHinge, Task, minimise
+from distill.probing.device import best_device
+from distill.probing.moments import Moments, View, per_fold
+
+
+class _Batched(Probe):
+    """|weights|^2 / 2 + C loss."""
+
+    loss: Loss
+    coef_: Array  # [K,D]
+    intercept_: Array  # [K]
+
+    def __init__(self, C: float = 1.0, standardise: bool = True, tol: float = TOLERANCE) -> None:
+        self.C = C
+        self.standardise = standardise
+        self.tol = tol
+
+    def fit_encoded(self, X: Array, y: Array) -> None:
+        near, rows = _near(X)
+        view = View.of(Moments.of(near, y, len(self.classes_), np.zeros(X.shape[1])), self.standardise)
+        found = self._solve(view, [(rows, _labels(y))], self.C)
+        self.objective_, self.n_iter_ = found.objective, found.steps
+        self.coef_, constant = view.straight(*(value.double().cpu().numpy() for value in found.linear))
+        self.intercept_ = constant - self.coef_ @ (X.mean(0, dtype=np.float64))
+
+    def _solve(
+        self, view: View, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], C: float, start: Linear | None = None
+    ) -> Solution:
+        return minimise(_task(view, parts), self.loss, C, start, self.tol)
+
+    def decide(self, X: Array) -> Array:
+        scores: Array = X @ self.coef_.T + self.intercept_
+        return scores
+
+    def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
+        classes, encoded = np.unique(y, return_inverse=True)
+        order = np.argsort(folds, kind="stable")  # a fold is a stretch of rows, and its training set two
+        starts = np.searchsorted(folds[order], np.arange(folds.max() + 2))
+        near, rows = _near(X[order])
+        label = _labels(encoded[order])
+        rising = sorted(range(len(grid)), key=lambda place: grid[place].get("C", self.C))
+        found = np.empty((len(grid), len(starts) - 1))
+        zero = np.zeros(X.shape[1])
+        for fold, moments in enumerate(per_fold(near, encoded[order], folds[order], len(classes), zero)):
+            view = View.of(moments, self.standardise)
+            first, last = starts[fold : fold + 2].tolist()
+            parts = [(rows[:first], label[:first]), (rows[last:], label[last:])]
+            tested = _task(view, [(rows[first:last], label[first:last])])
+            start = None
+            for place in rising:
+                start = self._solve(view, parts, grid[place].get("C", self.C), start).linear
+                said = tested.scores(start)[0].argmax(1)
+                found[place, fold] = float((said == label[first:last]).double().mean())
+        return found
+
+
+class LinearSVM(_Batched):
+    """LinearSVC: squared hinge, every class against all others, the constant penalised too."""
+
+    loss = SquaredHinge()
+
+
+class LogisticRegression(_Batched):
+    """LogisticRegression: multinomial."""
+
+    loss = CrossEntropy()
+
+    def predict_proba(self, X: Any) -> Array:
+        return softmax(self.scores(X))
+
+
+def _near(X: Array) -> tuple[Array, torch.Tensor]:
+    """Rows less their mean, so that single precision is enough."""
+    near: Array = (X - X.mean(0, dtype=np.float64).astype(X.dtype)).astype(X.dtype, copy=False)
+    return near, torch.from_numpy(near).to(best_device())
+
+
+def _labels(y: Array) -> torch.Tensor:
+    return torch.from_numpy(y.astype(np.int64)).to(best_device())
+
+
+def _task(view: View, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Task:
+    like = parts[0][0]
+    kept = [(rows, label) for rows, label in parts if len(rows)] or list(parts[:1])
+    centre, scale = (torch.from_numpy(value).to(like) for value in (view.centre, view.scale))
+    gram = torch.from_numpy(view.gram).to(like.device)
+    return Task(kept, centre, scale, gram, len(view.count))

@@ -1,0 +1,96 @@
+"""TinyAct's residual classifier, trained on latents alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.probing.base import Array, Probe, chunks, softmax
+from distill.probing.device import best_device
+
+
+class Residual(nn.Module):
+    """Features [B,D] -> scores [B,K]."""
+
+    def __init__(self, features: int, width: int, blocks: int, dropout: float, classes: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(features, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, width),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(width, width),
+                nn.Dropout(dropout),
+            )
+            for _ in range(blocks)
+        )
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        inside = self.project(features)
+        for block in self.blocks:
+            inside = inside + block(inside)
+        scores: Tensor = self.head(inside)
+        return scores
+
+
+class MLP(Probe):
+    """A residual multi-layer perceptron by AdamW, its rate falling as half a cosine, on standardised features."""
+
+    def __init__(
+        self,
+        epochs: int = 20,
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        width: int = 512,
+        blocks: int = 2,
+        dropout: float = 0.3,
+        batch: int = 256,
+        random_state: int = 0,
+    ) -> None:
+        self.epochs = epochs
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.width = width
+        self.blocks = blocks
+        self.dropout = dropout
+        self.batch = batch
+        self.random_state = random_state
+
+    def fit_encoded(self, X: Array, y: Array) -> None:
+        self.mean_ = X.mean(0, dtype=np.float64)
+        spread = X.std(0, dtype=np.float64)
+        self.scale_ = np.where(spread > 1e-12, spread, 1.0)
+        device, rows, label = best_device(), self._seen(X), torch.from_numpy(y)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.random_state)
+            shape = X.shape[1], self.width, self.blocks, self.dropout, len(self.classes_)
+            self.network_ = Residual(*shape).to(device)
+            optimizer = torch.optim.AdamW(self.network_.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+            steps = self.epochs * -(-len(rows) // self.batch)
+            rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+            for _ in range(self.epochs):
+                for chosen in torch.randperm(len(rows)).split(self.batch):  # type: ignore[no-untyped-call]
+                    scores = self.network_(rows[chosen].to(device))
+                    optimizer.zero_grad()
+                    nn.functional.cross_entropy(scores, label[chosen].to(device)).backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    rate.step()
+        self.network_.eval()
+
+    def _seen(self, X: Array) -> Tensor:
+        return torch.from_numpy(((X - self.mean_) / self.scale_).astype(np.float32))
+
+    @torch.no_grad()
+    def decide(self, X: Array) -> Array:
+        device = next(self.network_.parameters()).device
+        found = [self.network_(self._seen(X[part]).to(device)).cpu().numpy() for part in chunks(len(X))]
+        return np.concatenate(found)
+
+    def predict_proba(self, X: Any) -> Array:
+        return softmax(self.scores(X))

@@ -1,0 +1,152 @@
+"""What the probe's search costs beside scikit-learn's, on made-up latents: `make bench-probe`.
+
+Every pair gets the same rows, folds and grid, in one run, on one thread; seconds are those of the processor. The scores
+of the two stand beside the ratio. With --kinetics only ours run, at the size of Kinetics-400, and memory is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression as PlainLogisticRegression
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_limits
+
+from distill.probing.base import Array, Probe
+from distill.probing.gaussian import LDA, Ridge
+from distill.probing.linear import LinearSVM, LogisticRegression
+from distill.probing.neighbours import KNN
+from distill.probing.search import ProbeSearchCV
+from distill.run_log import Talk
+
+WIDTH, FOLDS = 1024, 10
+ALPHAS = np.logspace(0, 6, 20).tolist()
+SHRINKAGES = np.linspace(0.02, 0.98, 20).tolist()
+NEIGHBOURS: dict[str, Sequence[Any]] = {"n_neighbors": [5, 10, 20, 50, 100], "weights": ["uniform", "distance"]}
+PENALTIES = [1e-5, 1e-4, 1e-3]
+
+
+@dataclass(frozen=True)
+class Pair:
+    ours: Probe
+    plain: Any
+    grid: Mapping[str, Sequence[Any]]
+    scaled: bool = True
+    folds: int = FOLDS
+
+
+PAIRS = {
+    "ridge": Pair(Ridge(), RidgeClassifier(), {"alpha": ALPHAS}),
+    "lda": Pair(LDA(), LinearDiscriminantAnalysis(solver="lsqr"), {"shrinkage": SHRINKAGES}),
+    "knn": Pair(KNN(metric="euclidean"), KNeighborsClassifier(algorithm="brute"), NEIGHBOURS, scaled=False),
+    "svm": Pair(LinearSVM(), LinearSVC(), {"C": PENALTIES}),
+    "logistic_regression": Pair(LogisticRegression(), PlainLogisticRegression(), {"C": [1e-4, 1e-3, 1e-2]}),
+}
+
+
+def latents(rows: int, classes: int, seed: int = 0) -> tuple[Array, Array]:
+    """Classes of three modes each, ten to a family; spread, and what tells classes apart, fall along the axes."""
+    draw = np.random.default_rng(seed)
+    axis = np.arange(1, WIDTH + 1)
+    family = draw.normal(size=(-(-classes // 10), WIDTH))
+    middle = 1.2 * family[np.arange(classes) // 10] + 0.9 * draw.normal(size=(classes, WIDTH))
+    modes = (middle[:, None] + 0.4 * draw.normal(size=(classes, 3, WIDTH))) * axis**-0.4
+    label = draw.permutation(np.arange(rows) % classes)
+    found = modes[label, draw.integers(0, 3, rows)].astype(np.float32)
+    found += draw.standard_normal((rows, WIDTH), np.float32)
+    return (found * axis**-0.75).astype(np.float32) @ _turned(draw), label
+
+
+def _turned(draw: np.random.Generator) -> Array:
+    """Axes that are nobody's features."""
+    axes: Array = np.linalg.qr(draw.normal(size=(WIDTH, WIDTH)))[0].astype(np.float32)
+    return axes
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.process_time()
+    found = work()
+    return time.process_time() - started, found
+
+
+def scores(search: Any) -> Array:
+    return np.array([search.cv_results_[f"split{fold}_test_score"] for fold in range(search.n_splits_)]).T
+
+
+def compare(name: str, pair: Pair, rows: Array, label: Array) -> tuple[str, ...]:
+    cuts = StratifiedKFold(pair.folds, shuffle=True, random_state=0)
+    prefix = f"{type(pair.plain).__name__.lower()}__" if pair.scaled else ""
+    plain = make_pipeline(StandardScaler(), pair.plain) if pair.scaled else pair.plain
+    search = GridSearchCV(plain, {prefix + key: value for key, value in pair.grid.items()}, cv=cuts, refit=False)
+    mine, found = timed(lambda: ProbeSearchCV(pair.ours, pair.grid, cv=cuts, refit=False).fit(rows, label))
+    theirs, wanted = timed(lambda: search.fit(rows, label))
+    again, _ = timed(lambda: ProbeSearchCV(pair.ours, pair.grid, cv=cuts, refit=False).fit(rows, label))
+    gap = np.abs(scores(found) - scores(wanted)).max()
+    ratios = sorted((theirs / mine, theirs / again))
+    settings = scores(found).size
+    spread = f"{ratios[0]:.1f} to {ratios[1]:.1f}"
+    best = f"{100 * found.best_score_:.2f} / {100 * wanted.best_score_:.2f}"
+    return name, str(settings), f"{(mine + again) / 2:.2f}", f"{theirs:.1f}", spread, f"{100 * gap:.2f}", best
+
+
+def compared(names: Sequence[str], rows: int, classes: int) -> None:
+    talk, found = Talk(), []
+    data = latents(rows, classes)
+    for name in names:
+        found.append(compare(name, PAIRS[name], *data))
+        talk.say("  ".join(found[-1]))
+    head = ("", "fits", "ours, CPU s", "plain, CPU s", "ratio", "largest gap of a fold, %", "best, ours / plain, %")
+    talk.table(f"{rows} x {WIDTH}, {classes} classes", head, found)
+
+
+def at_full_size(names: Sequence[str]) -> None:
+    """91,200 / 37,200 rows: ten folds, the grid, a fit on all, and the test rows."""
+    talk, started, found = Talk(), time.monotonic(), []
+    rows, label = latents(91_200 + 37_200, 400)
+    cuts = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    for name in names:
+        pair, wall = PAIRS[name], time.monotonic()
+        search = ProbeSearchCV(pair.ours, pair.grid, cv=cuts)
+        seconds, search = timed(lambda search=search: search.fit(rows[:91_200], label[:91_200]))  # type: ignore[misc]
+        right = search.score(rows[91_200:], label[91_200:])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        line = name, f"{seconds:.0f}", f"{(time.monotonic() - wall) / 60:.1f}", f"{peak:.2f}"
+        found.append((*line, f"{100 * search.best_score_:.2f}", f"{100 * right:.2f}", str(search.best_params_)))
+        talk.say("  ".join(found[-1]))
+    head = ("", "CPU s", "minutes", "peak GB so far", "folds, %", "test, %", "setting")
+    talk.table(f"91,200 / 37,200 x {WIDTH}, 400 classes, {FOLDS} folds", head, found)
+    talk.say(f"{(time.monotonic() - started) / 60:.1f} minutes in all")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--rows", type=int, default=5700)
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--kinetics", action="store_true")
+    given = parser.parse_args()
+    if given.kinetics:
+        at_full_size([name for name in given.only if name != "logistic_regression"])
+        return 0
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        compared(given.only, given.rows, given.classes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
