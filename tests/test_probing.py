@@ -23,7 +23,7 @@ from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import check_estimator
 
 from distill.probing import metrics
-from distill.probing.base import Array, Path, Probe
+from distill.probing.base import Array, OnePass, Probe
 from distill.probing.gaussian import LDA, Ridge
 from distill.probing.kernels import KernelSVM, Nystroem
 from distill.probing.linear import LinearSVM, LogisticRegression
@@ -176,7 +176,7 @@ def test_the_exact_machine_is_scikit_learns() -> None:
     found = ProbeSearchCV(KernelSVM(), {"C": [0.1, 10.0]}, cv=FOLDS).fit(rows, label)
     theirs = GridSearchCV(standardised(SVC()), {"svc__C": [0.1, 10.0]}, cv=FOLDS).fit(rows, label)
     assert np.array_equal(by_fold(found), by_fold(theirs))
-    assert not isinstance(KernelSVM(), Path)
+    assert not isinstance(KernelSVM(), OnePass)
 
 
 @pytest.mark.filterwarnings("ignore")

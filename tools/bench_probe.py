@@ -46,7 +46,6 @@ class Pair:
     plain: Any
     grid: Mapping[str, Sequence[Any]]
     scaled: bool = True
-    folds: int = FOLDS
 
 
 PAIRS = {
@@ -88,7 +87,7 @@ def scores(search: Any) -> Array:
 
 
 def compare(name: str, pair: Pair, rows: Array, label: Array) -> tuple[str, ...]:
-    cuts = StratifiedKFold(pair.folds, shuffle=True, random_state=0)
+    cuts = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     prefix = f"{type(pair.plain).__name__.lower()}__" if pair.scaled else ""
     plain = make_pipeline(StandardScaler(), pair.plain) if pair.scaled else pair.plain
     search = GridSearchCV(plain, {prefix + key: value for key, value in pair.grid.items()}, cv=cuts, refit=False)

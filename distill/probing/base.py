@@ -17,7 +17,7 @@ Setting = Mapping[str, Any]
 
 
 @runtime_checkable
-class Path(Protocol):
+class OnePass(Protocol):
     """An estimator that scores a whole grid over all folds at once."""
 
     def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
@@ -66,6 +66,31 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         best = self.scores(X).argmax(1)
         found: Array = self.classes_[best]
         return found
+
+
+class Softmax(Probe):
+    """Its scores are logarithms of shares, but for a constant."""
+
+    def predict_proba(self, X: Any) -> Array:
+        return softmax(self.scores(X))
+
+
+class Shares(Probe):
+    """Its scores are shares already."""
+
+    def predict_proba(self, X: Any) -> Array:
+        return self.scores(X)
+
+
+class LinearProbe(Probe):
+    """Its scores are linear in the features."""
+
+    coef_: Array  # [K,D]
+    intercept_: Array  # [K]
+
+    def decide(self, X: Array) -> Array:
+        scores: Array = X @ self.coef_.T + self.intercept_
+        return scores
 
 
 def alike(grid: Sequence[Setting], keys: Sequence[str]) -> Mapping[tuple[tuple[str, Any], ...], list[int]]:

@@ -7,7 +7,7 @@ what the loss's curvature would be if it were the same for all rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -196,7 +196,7 @@ class _Descent:
         """The loss's derivative, its value, and its mean second derivative."""
         slopes, values, bends = [torch.empty_like(part) for part in scores], [], []
         for part, (_, label), slope in zip(scores, self.task.parts, slopes, strict=True):
-            for rows in _chunks(len(part)):
+            for rows in chunks(len(part), ROWS):
                 slope[rows] = near = self.loss.slope(part[rows], label[rows])
                 values.append(self.loss.value(near, label[rows]))
                 bends.append(self.loss.bend(near, label[rows]))
@@ -244,10 +244,6 @@ class _Descent:
     def _along(self, scores: Sequence[Tensor], moved: Sequence[Tensor], reach: Tensor) -> Tensor:
         found = []
         for part, other, (_, label) in zip(scores, moved, self.task.parts, strict=True):
-            for rows in _chunks(len(part)):
+            for rows in chunks(len(part), ROWS):
                 found.append(self.loss.along(torch.addcmul(part[rows], other[rows], reach), other[rows], label[rows]))
         return torch.stack(found).sum(0)
-
-
-def _chunks(rows: int) -> Iterator[slice]:
-    return chunks(rows, ROWS)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh
 
-from distill.probing.base import Array, Probe, Setting, softmax
+from distill.probing.base import Array, LinearProbe, Setting, Softmax
 from distill.probing.moments import Moments, View, per_fold
 
 
-class Linear(Probe):
+class _FromSums(LinearProbe):
     """Weights are (share x matrix + added x unit matrix)^-1 right, so along the matrix's own axes all settings differ
     by a factor."""
 
     standardise: bool
-    coef_: Array  # [K,D]
-    intercept_: Array  # [K]
 
     def system(self, view: View) -> tuple[Array, Array]:
         """The matrix [D,D] and the right side [D,K]."""
@@ -37,10 +34,6 @@ class Linear(Probe):
         axes = _Axes(self, view)
         weights, constant = axes.solved({})
         self.coef_, self.intercept_ = view.straight(axes.axes @ weights, constant)
-
-    def decide(self, X: Array) -> Array:
-        scores: Array = X @ self.coef_.T + self.intercept_
-        return scores
 
     def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
         classes, encoded = np.unique(y, return_inverse=True)
@@ -61,7 +54,7 @@ class Linear(Probe):
 class _Axes:
     """A classifier's system along the axes of its matrix."""
 
-    def __init__(self, kind: Linear, view: View) -> None:
+    def __init__(self, kind: _FromSums, view: View) -> None:
         self.kind, self.view = kind, view
         self.matrix, right = kind.system(view)
         self.lengths, self.axes = eigh(self.matrix, check_finite=False)
@@ -71,14 +64,13 @@ class _Axes:
         """Weights [D,K] along the axes, and constants [K]."""
         share, added = self.kind.mixed(setting, self.matrix)
         length = share * self.lengths + added
-        gone = (
-            length <= len(length) * np.finfo(length.dtype).eps * length.max()
-        )  # the smallest solution leaves them out
+        # Where there is no inverse the smallest solution leaves these axes out.
+        gone = length <= len(length) * np.finfo(length.dtype).eps * length.max()
         weights = np.where(gone[:, None], 0.0, self.right / np.where(gone, 1.0, length)[:, None])
         return weights, self.kind.constant(self.view, self.right, weights)
 
 
-class Ridge(Linear):
+class Ridge(_FromSums):
     """RidgeClassifier: least squares on -1 and 1 with a penalty."""
 
     def __init__(self, alpha: float = 1.0, standardise: bool = True) -> None:
@@ -96,7 +88,7 @@ class Ridge(Linear):
         return share
 
 
-class LDA(Linear):
+class LDA(_FromSums, Softmax):
     """LinearDiscriminantAnalysis(solver="lsqr", shrinkage=...): classes that share one covariance."""
 
     def __init__(self, shrinkage: float = 0.1, standardise: bool = True) -> None:
@@ -115,6 +107,3 @@ class LDA(Linear):
         with np.errstate(divide="ignore"):  # a class that a fold lacks is never the answer
             found: Array = np.log(view.count / view.count.sum()) - 0.5 * (right * weights).sum(0)
         return found
-
-    def predict_proba(self, X: Any) -> Array:
-        return softmax(self.scores(X))

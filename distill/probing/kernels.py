@@ -72,17 +72,12 @@ class Landmarks:
 
     def __init__(self, rows: Array, gamma: float, count: int, seed: int | None) -> None:
         """`gamma` is in units of 1 / the features' number, after standardising."""
-        scaler = StandardScaler().fit(rows)
-        self.mean, self.scale = scaler.mean_, scaler.scale_
+        self.scaler = StandardScaler().fit(rows)
         self.gamma = gamma / rows.shape[1]
         chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
-        self.points = self._scaled(rows[chosen])
+        self.points = self.scaler.transform(rows[chosen])
         values, axes = np.linalg.eigh(self._near(self.points).astype(np.float64))
         self.turn = (axes / np.sqrt(values.clip(min=1e-12)) @ axes.T).astype(rows.dtype)
-
-    def _scaled(self, rows: Array) -> Array:
-        scaled: Array = ((rows - self.mean) / self.scale).astype(rows.dtype)
-        return scaled
 
     def _near(self, rows: Array) -> Array:
         squares = (rows**2).sum(1)[:, None] + (self.points**2).sum(1) - 2 * rows @ self.points.T
@@ -90,4 +85,4 @@ class Landmarks:
         return near
 
     def __call__(self, rows: Array) -> Array:
-        return np.concatenate([self._near(self._scaled(rows[part])) @ self.turn for part in chunks(len(rows))])
+        return np.concatenate([self._near(self.scaler.transform(rows[part])) @ self.turn for part in chunks(len(rows))])

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from distill.probing.base import Array, Probe, Setting, softmax
+from distill.probing.base import Array, LinearProbe, Setting, Softmax
 from distill.probing.descent import TOLERANCE, CrossEntropy, Linear, Loss, Solution, SquaredHinge, Task, minimise
 from distill.probing.device import best_device
 from distill.probing.moments import Moments, View, per_fold
 
 
-class _Batched(Probe):
+class _Batched(LinearProbe):
     """|weights|^2 / 2 + C loss."""
 
     loss: Loss
-    coef_: Array  # [K,D]
-    intercept_: Array  # [K]
 
     def __init__(self, C: float = 1.0, standardise: bool = True, tol: float = TOLERANCE) -> None:
         self.C = C
@@ -27,32 +24,27 @@ class _Batched(Probe):
         self.tol = tol
 
     def fit_encoded(self, X: Array, y: Array) -> None:
-        near, rows = _near(X)
-        view = View.of(Moments.of(near, y, len(self.classes_), np.zeros(X.shape[1])), self.standardise)
+        near, mean, rows = _near(X)
+        view = View.of(Moments.of(near, y, len(self.classes_)), self.standardise)
         found = self._solve(view, [(rows, _labels(y))], self.C)
         self.objective_, self.n_iter_ = found.objective, found.steps
         self.coef_, constant = view.straight(*(value.double().cpu().numpy() for value in found.linear))
-        self.intercept_ = constant - self.coef_ @ (X.mean(0, dtype=np.float64))
+        self.intercept_ = constant - self.coef_ @ mean
 
     def _solve(
         self, view: View, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], C: float, start: Linear | None = None
     ) -> Solution:
         return minimise(_task(view, parts), self.loss, C, start, self.tol)
 
-    def decide(self, X: Array) -> Array:
-        scores: Array = X @ self.coef_.T + self.intercept_
-        return scores
-
     def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
         classes, encoded = np.unique(y, return_inverse=True)
         order = np.argsort(folds, kind="stable")  # a fold is a stretch of rows, and its training set two
         starts = np.searchsorted(folds[order], np.arange(folds.max() + 2))
-        near, rows = _near(X[order])
+        near, _, rows = _near(X[order])
         label = _labels(encoded[order])
         rising = sorted(range(len(grid)), key=lambda place: grid[place].get("C", self.C))
         found = np.empty((len(grid), len(starts) - 1))
-        zero = np.zeros(X.shape[1])
-        for fold, moments in enumerate(per_fold(near, encoded[order], folds[order], len(classes), zero)):
+        for fold, moments in enumerate(per_fold(near, encoded[order], folds[order], len(classes))):
             view = View.of(moments, self.standardise)
             first, last = starts[fold : fold + 2].tolist()
             parts = [(rows[:first], label[:first]), (rows[last:], label[last:])]
@@ -71,19 +63,17 @@ class LinearSVM(_Batched):
     loss = SquaredHinge()
 
 
-class LogisticRegression(_Batched):
+class LogisticRegression(_Batched, Softmax):
     """LogisticRegression: multinomial."""
 
     loss = CrossEntropy()
 
-    def predict_proba(self, X: Any) -> Array:
-        return softmax(self.scores(X))
 
-
-def _near(X: Array) -> tuple[Array, torch.Tensor]:
-    """Rows less their mean, so that single precision is enough."""
-    near: Array = (X - X.mean(0, dtype=np.float64).astype(X.dtype)).astype(X.dtype, copy=False)
-    return near, torch.from_numpy(near).to(best_device())
+def _near(X: Array) -> tuple[Array, Array, torch.Tensor]:
+    """Rows less their mean, so that single precision is enough; the mean; and the rows where they are computed with."""
+    mean = X.mean(0, dtype=np.float64).astype(X.dtype)
+    near: Array = X - mean
+    return near, mean, torch.from_numpy(near).to(best_device())
 
 
 def _labels(y: Array) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
+from distill.evaluate import counts
 from distill.probing.base import Array
 
 
@@ -32,11 +33,6 @@ def _share(part: Array, whole: Array) -> Array:
     return found
 
 
-def confusion(truth: Array, said: Array, classes: int) -> Array:
-    """Counts [true class, class that was said]."""
-    return np.bincount(truth * classes + said, minlength=classes**2).reshape(classes, classes)
-
-
 def ranks(truth: Array, scores: Array) -> Array:
     """How many classes score above the true one; of equals the first counts as above, as argmax has it."""
     own = scores[np.arange(len(truth)), truth][:, None]
@@ -48,7 +44,7 @@ def ranks(truth: Array, scores: Array) -> Array:
 def measures(truth: Array, scores: Array, shares: Array | None = None) -> Iterator[tuple[str, float]]:
     """`scores` [N,K]; `shares` are probabilities, where the classifier has them."""
     place, classes = ranks(truth, scores), scores.shape[1]
-    table = confusion(truth, scores.argmax(1), classes)
+    table = counts(truth, scores.argmax(1), classes)
     each = PerClass.of(table)
     present, weight = each.support > 0, each.support / len(truth)
     seen = present | (table.sum(0) > 0)  # what neither is there nor was said does not count, as scikit-learn has it

@@ -90,9 +90,9 @@ class View:
         return coef, constant - coef @ self.centre
 
 
-def per_fold(X: Array, y: Array, folds: Array, classes: int, shift: Array | None = None) -> list[Moments]:
+def per_fold(X: Array, y: Array, folds: Array, classes: int) -> list[Moments]:
     """Of each fold's training set."""
-    shift = X.mean(0, dtype=np.float64) if shift is None else shift
+    shift = X.mean(0, dtype=np.float64)
     parts = {fold: Moments.of(X[folds == fold], y[folds == fold], classes, shift) for fold in np.unique(folds).tolist()}
     whole = reduce(Moments.__add__, parts.values())
     return [whole - part for fold, part in parts.items() if fold >= 0]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distill.probing.base import Array, Probe, Setting
+from distill.probing.base import Array, Setting, Shares
 from distill.probing.device import best_device
 
 METRICS = ("cosine", "euclidean")
@@ -17,7 +16,7 @@ WEIGHTS = ("uniform", "distance", "softmax")
 AT_ONCE = 1 << 25  # distances held at once
 
 
-class KNN(Probe):
+class KNN(Shares):
     """KNeighborsClassifier, and votes weighted by exp(similarity / temperature) as DINO's are."""
 
     def __init__(
@@ -48,9 +47,6 @@ class KNN(Probe):
             for rows in near.chunks(len(X))
         ]
         return torch.cat(found).cpu().numpy()
-
-    def predict_proba(self, X: Any) -> Array:
-        return self.scores(X)
 
     def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
         self._check(grid)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from distill.probing.base import Array, Probe, chunks, softmax
+from distill.probing.base import Array, Softmax, chunks
 from distill.probing.device import best_device
 
 
@@ -39,7 +38,7 @@ class Residual(nn.Module):
         return scores
 
 
-class MLP(Probe):
+class MLP(Softmax):
     """A residual multi-layer perceptron by AdamW, its rate falling as half a cosine, on standardised features."""
 
     def __init__(
@@ -63,9 +62,7 @@ class MLP(Probe):
         self.random_state = random_state
 
     def fit_encoded(self, X: Array, y: Array) -> None:
-        self.mean_ = X.mean(0, dtype=np.float64)
-        spread = X.std(0, dtype=np.float64)
-        self.scale_ = np.where(spread > 1e-12, spread, 1.0)
+        self.scaler_ = StandardScaler().fit(X)
         device, rows, label = best_device(), self._seen(X), torch.from_numpy(y)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.random_state)
@@ -84,13 +81,10 @@ class MLP(Probe):
         self.network_.eval()
 
     def _seen(self, X: Array) -> Tensor:
-        return torch.from_numpy(((X - self.mean_) / self.scale_).astype(np.float32))
+        return torch.from_numpy(self.scaler_.transform(X).astype(np.float32))
 
     @torch.no_grad()
     def decide(self, X: Array) -> Array:
         device = next(self.network_.parameters()).device
         found = [self.network_(self._seen(X[part]).to(device)).cpu().numpy() for part in chunks(len(X))]
         return np.concatenate(found)
-
-    def predict_proba(self, X: Any) -> Array:
-        return softmax(self.scores(X))

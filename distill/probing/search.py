@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, indexable
 
-from distill.probing.base import Array, Path
+from distill.probing.base import Array, OnePass
 
 Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
 
@@ -41,7 +41,7 @@ class ProbeSearchCV(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # type
     def fit(self, X: Any, y: Any) -> Self:
         X, y = indexable(X, y)
         splits = list(check_cv(self.cv, y, classifier=True).split(X, y))
-        folds = one_fold_each(splits, len(y)) if isinstance(self.estimator, Path) else None
+        folds = one_fold_each(splits, len(y)) if isinstance(self.estimator, OnePass) else None
         if folds is None:
             self._search_plainly(X, y, splits)
         else:

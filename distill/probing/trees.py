@@ -16,7 +16,7 @@ from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier
 
-from distill.probing.base import Array, Probe, Setting, alike, chunks, softmax
+from distill.probing.base import Array, Probe, Setting, Shares, Softmax, alike, chunks
 from distill.probing.device import best_device
 
 
@@ -48,7 +48,7 @@ def _largest(values: Sequence[Any]) -> Any:
     return None if None in values else max(values)
 
 
-class Tree(_Nested):
+class Tree(_Nested, Shares):
     """DecisionTreeClassifier; all depths from one tree."""
 
     axis = "max_depth"
@@ -64,9 +64,6 @@ class Tree(_Nested):
     def decide(self, X: Array) -> Array:
         shares: Array = self.tree_.predict_proba(X)
         return shares
-
-    def predict_proba(self, X: Any) -> Array:
-        return self.scores(X)
 
     def prefixes(self, X: Array, values: Sequence[Any]) -> Iterator[Array]:
         tree = self.tree_.tree_
@@ -89,7 +86,7 @@ def _ancestry(left: Array, right: Array) -> tuple[Array, Array]:
     return above, depth
 
 
-class Forest(_Nested):
+class Forest(_Nested, Shares):
     """RandomForestClassifier; all numbers of trees from one forest."""
 
     axis = "n_estimators"
@@ -117,9 +114,6 @@ class Forest(_Nested):
         shares: Array = self.forest_.predict_proba(X)
         return shares
 
-    def predict_proba(self, X: Any) -> Array:
-        return self.scores(X)
-
     def prefixes(self, X: Array, values: Sequence[Any]) -> Iterator[Array]:
         found = {value: np.empty((len(X), len(self.classes_))) for value in set(values)}
         for rows in chunks(len(X), 2048):
@@ -131,7 +125,7 @@ class Forest(_Nested):
         return (found[value] for value in values)
 
 
-class Boosted(Probe):
+class Boosted(Softmax):
     """XGBoost: a tree for each class in every round, on principal axes, in bins.
 
     Folds share one matrix of bins, in which the rows that a fold tests weigh nothing; axes and edges of bins therefore
@@ -160,8 +154,8 @@ class Boosted(Probe):
         self.random_state = random_state
 
     def fit_encoded(self, X: Array, y: Array) -> None:
-        self.turn_ = Turn.of(X, self.components)
-        rows = xgboost.QuantileDMatrix(self.turn_(X), y, max_bin=self.max_bin)
+        self.axes_ = Principal.of(X, self.components)
+        rows = xgboost.QuantileDMatrix(self.axes_(X), y, max_bin=self.max_bin)
         self.booster_ = xgboost.train(self._parameters({}, len(self.classes_)), rows, self.n_estimators)
 
     def _parameters(self, setting: Setting, classes: int) -> dict[str, Any]:
@@ -178,18 +172,15 @@ class Boosted(Probe):
         }
 
     def decide(self, X: Array) -> Array:
-        scores: Array = self.booster_.predict(xgboost.DMatrix(self.turn_(X)), output_margin=True)
+        scores: Array = self.booster_.predict(xgboost.DMatrix(self.axes_(X)), output_margin=True)
         return scores
-
-    def predict_proba(self, X: Any) -> Array:
-        return softmax(self.scores(X))
 
     def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
         classes, encoded = np.unique(y, return_inverse=True)
         found = np.empty((len(grid), folds.max() + 1))
         for shape, places in alike(grid, ("components", "max_bin")).items():
             given = {**self.get_params(), **dict(shape)}
-            seen = Turn.of(X, given["components"])(X)
+            seen = Principal.of(X, given["components"])(X)
             rows = xgboost.QuantileDMatrix(seen, encoded, max_bin=given["max_bin"])
             for fold in range(found.shape[1]):
                 held_out = folds == fold
@@ -220,19 +211,19 @@ class Boosted(Probe):
 
 
 @dataclass(frozen=True)
-class Turn:
+class Principal:
     """Rows along their first principal axes; along their own, if there are no more than that."""
 
     centre: Array
     axes: Array
 
     @staticmethod
-    def of(X: Array, components: int) -> Turn:
+    def of(X: Array, components: int) -> Principal:
         centre = X.mean(0, dtype=np.float64)
         if not 0 < components < X.shape[1]:
-            return Turn(centre, np.eye(X.shape[1], dtype=np.float32))
+            return Principal(centre, np.eye(X.shape[1], dtype=np.float32))
         near = (X - centre).astype(np.float32)
-        return Turn(centre, np.linalg.eigh(near.T @ near)[1][:, ::-1][:, :components].astype(np.float32))
+        return Principal(centre, np.linalg.eigh(near.T @ near)[1][:, ::-1][:, :components].astype(np.float32))
 
     def __call__(self, X: Array) -> Array:
         turned: Array = (X - self.centre).astype(np.float32) @ self.axes
