@@ -114,6 +114,16 @@ def confusion(answers: Answers, classes: int) -> np.ndarray:
     return counts(answers.label[known], answers.logits[known].argmax(1), classes)
 
 
+def confused_pairs(table: np.ndarray, most: int) -> Iterator[tuple[int, int, int]]:
+    """The most frequent errors of such counts: true class, answer, how often."""
+    wrong = table * (1 - np.eye(len(table), dtype=np.int64))
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:most].tolist():
+        true, said = divmod(place, len(table))
+        if not wrong[true, said]:
+            break
+        yield true, said, int(wrong[true, said])
+
+
 def counts(label: np.ndarray, said: np.ndarray, classes: int) -> np.ndarray:
     """[true class, class that was said]"""
     return np.bincount(label * classes + said, minlength=classes**2).reshape(classes, classes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, StrictUndefined
 from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 from torch import Tensor
@@ -22,12 +22,14 @@ from torch import Tensor
 from distill import report_figures as figures
 from distill.checkpoint import load_student
 from distill.clips.clipset import ClipSet
+from distill.clips.frames import ClipError
 from distill.errors import UserError
 from distill.evaluate import Answers, confusion, evaluate
 from distill.files import publish_text
 from distill.measure import surroundings
 from distill.objective.losses import LOSSES
 from distill.outputs import Student
+from distill.pages import percent, render
 from distill.run_log import read_metrics
 
 ANSWERING = {name for name, loss in LOSSES.items() if loss.answers}
@@ -50,7 +52,8 @@ def write_report(
         raise UserError(f"a report in {folder} needs at least one run")
     found = [read_run(name, run) for name, run in runs.items()]
     classes = list(clips.manifest.classes)
-    page = _template().render(
+    page = render(
+        "report.html",
         title=title,
         lead=list(lead(found, clips, summary)),
         results=results(found, clips, summary),
@@ -133,12 +136,8 @@ def read_run(name: str, folder: Path) -> Run:
         recipe_text=recipe.read_text(encoding="utf-8"),
         metrics=read_metrics(folder),
         answers=Answers(**load_file(answers)),
-        probes=json.loads(probe.read_text(encoding="utf-8")) if probe.exists() else {},
+        probes=json.loads(probe.read_text(encoding="utf-8")).get("probes", {}) if probe.exists() else {},
     )
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def lead(runs: Sequence[Run], clips: ClipSet, summary: Mapping[str, Any]) -> Iterator[str]:
@@ -268,18 +267,19 @@ def probes(runs: Sequence[Run], classes: int) -> Section | None:
     names = list(dict.fromkeys(name for run in runs for name in run.probes))
     if not names:
         return None
-    best = {name: max(run.probes[name]["top1"] for run in runs if name in run.probes) for name in names}
+    best = {name: max(run.probes[name]["test"]["top1"] for run in runs if name in run.probes) for name in names}
     rows = [
         (run.title, [_probe_cell(run.probes.get(name), best[name]) for name in names]) for run in runs if run.probes
     ]
     return {"names": [name.replace("_", " ") for name in names], "rows": rows, "chance": 1 / classes}
 
 
-def _probe_cell(verdict: Mapping[str, Any] | None, best: float) -> dict[str, Any] | None:
-    if verdict is None:
+def _probe_cell(found: Mapping[str, Any] | None, best: float) -> dict[str, Any] | None:
+    if found is None:
         return None
-    setting = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in verdict["setting"].items())
-    return {"top1": verdict["top1"], "best": verdict["top1"] == best, "setting": setting}
+    setting = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found["setting"].items())
+    top1 = found["test"]["top1"]
+    return {"top1": top1, "best": top1 == best, "setting": setting}
 
 
 def curves(runs: Sequence[Run], classes: int) -> Section | None:
@@ -316,7 +316,13 @@ def _validation(runs: Sequence[Run], chance: float) -> Section | None:
     title = f"{best} ends {'highest, ' if len(curves) > 1 else ''}at {percent(last[best])}"
     return {
         "title": title,
-        "chart": figures.validation_chart(curves, colours, chance, f"Validation top-1 over training steps: {title}"),
+        "chart": figures.share_chart(
+            [(colours[name], "o", points) for name, points in curves.items()],
+            ("training step", "top-1 on validation clips (%)"),
+            f"Validation top-1 over training steps: {title}",
+            chance,
+            width=5.6,
+        ),
         "legend": [(name, colours[name], percent(last[name])) for name in curves],
     }
 
@@ -325,18 +331,12 @@ def maps(runs: Sequence[Run], classes: Sequence[str]) -> Section | None:
     drawn = [run for run in runs if (~run.answers.failed).sum() >= 5 and 0 < run.answers.latent.std() < np.inf]
     if not drawn:
         return None
-    label = drawn[0].answers.label
-    counts = np.bincount(label[label >= 0], minlength=len(classes))
-    shown = np.sort(np.argsort(-counts, kind="stable")[: len(figures.COLOURS)])
-    group = np.full(len(classes) + 1, -1)  # its last place serves the label -1
-    group[shown] = np.arange(len(shown))
-    legend = [(classes[name], figures.colour(place), figures.sign(place)) for place, name in enumerate(shown)]
-    return {"maps": [_map(run, group) for run in drawn], "legend": legend, "others": len(classes) - len(shown)}
+    group, legend = figures.class_colours(drawn[0].answers.label, classes)
+    return {"maps": [_map(run, group) for run in drawn], **legend}
 
 
 def _map(run: Run, group: np.ndarray) -> Section:
-    shown = np.flatnonzero(~run.answers.failed)
-    shown = shown[:: max(1, -(-len(shown) // figures.POINTS))]
+    shown = figures.thinned(np.flatnonzero(~run.answers.failed))
     latent, label = run.answers.latent[shown], run.answers.label[shown]
     share = percent(figures.neighbour_share(latent[label >= 0], label[label >= 0])) if (label >= 0).sum() > 1 else ""
     title = f"{run.title}: {share} of clips lie next to one of their class" if share else run.title
@@ -350,7 +350,11 @@ def films(runs: Sequence[Run], clips: ClipSet) -> list[Section]:
     students = {run.title: load_student(run.folder).eval() for run in runs}
     index = runs[0].answers.index[~runs[0].answers.failed]
     chosen = dict.fromkeys(int(index[(2 * place + 1) * len(index) // (2 * FILMS)]) for place in range(FILMS))
-    return [_film(number, runs, students, clips) for number in chosen]
+    found = []
+    for number in chosen:
+        with suppress(ClipError):  # a file that was there when the run answered
+            found.append(_film(number, runs, students, clips))
+    return found
 
 
 def _film(index: int, runs: Sequence[Run], students: Mapping[str, Student], clips: ClipSet) -> Section:
@@ -378,9 +382,3 @@ def _redrawn(run: Run, index: int, clips: ClipSet, picture: str) -> dict[str, An
     label, classes = clips.manifest.clips[index].label, clips.manifest.classes
     answer = classes[said] if run.terms & ANSWERING else None
     return {"name": run.title, "picture": picture, "answer": answer, "right": said == label if label >= 0 else None}
-
-
-def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
-    return environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))

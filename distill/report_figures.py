@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -20,12 +20,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from distill.evaluate import confused_pairs
 from distill.outputs import ClipSpec
 
 # Stand-ins that become the page's CSS variables, so that one SVG serves both themes.
@@ -71,11 +73,33 @@ def loss_chart(
     return _svg(figure, alt)
 
 
-def validation_chart(
-    curves: Mapping[str, Sequence[tuple[float, float]]], colours: Mapping[str, str], chance: float, alt: str
+def share_chart(
+    curves: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
+    axis_names: tuple[str, str],
+    alt: str,
+    chance: float | None = None,
+    ticks: Sequence[float] = (),
+    highest: float = 0.0,
+    width: float = 3.8,
 ) -> Markup:
-    """Top-1 of every run as (step, share), against guessing."""
-    figure, axes = _chart(5.6, 2.9, "training step", "top-1 on validation clips (%)")
+    """Shares as curves of (colour, marker, points), and what guessing gives. `ticks` are for a logarithmic axis: the
+    numbers it shows, and where curves have their markers. `highest` is of all the charts that stand together."""
+    figure, axes = _chart(width, 2.9, *axis_names)
+    if chance is not None:
+        _guessing(axes, chance)
+    for colour, marker, points in curves:
+        across, shares = np.array(points).T
+        marked = np.flatnonzero(np.isin(across, ticks)) if len(ticks) else None
+        axes.plot(across, 100 * shares, color=colour, linewidth=1.6, marker=marker, markersize=3, markevery=marked)
+    if len(ticks):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_ylim(0, min(100, max(axes.get_ylim()[1], 20, 105 * highest)))
+    return _svg(figure, alt)
+
+
+def _guessing(axes: Axes, chance: float) -> None:
     axes.axhline(100 * chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         "guessing",
@@ -87,22 +111,29 @@ def validation_chart(
         color=MUTED,
         fontsize=8,
     )
-    for name, points in curves.items():
-        steps, shares = np.array(points).T
-        axes.plot(steps, 100 * shares, color=colours[name], linewidth=1.6, marker="o", markersize=3)
-    axes.set_ylim(0, min(100, max(axes.get_ylim()[1], 20)))
-    return _svg(figure, alt)
 
 
-def latent_map(latent: np.ndarray, group: np.ndarray, alt: str) -> Markup:
-    """t-SNE of latents [N,L]; `group` [N] is the place of a clip's class in the legend, -1 = in grey."""
-    neighbours = min(30.0, (len(latent) - 1) / 3)
-    # On a machine that does other work too, more threads than one make this ten times slower: they wait by spinning.
-    with threadpool_limits(1):
-        place = TSNE(perplexity=neighbours, init="pca", random_state=0, max_iter=500).fit_transform(
-            _standardised(latent)
-        )
-    figure, axes = _chart(3.5, 3.3, "t-SNE axis 1 (no unit)", "t-SNE axis 2 (no unit)")
+def class_colours(label: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    """The most frequent classes' places in a legend, -1 for any other class, and that legend; -1 in `label` is none."""
+    counts = np.bincount(label[label >= 0], minlength=len(classes))
+    shown = np.sort(np.argsort(-counts, kind="stable")[: len(COLOURS)])
+    group = np.full(len(classes) + 1, -1)  # its last place serves the label -1
+    group[shown] = np.arange(len(shown))
+    legend = [(classes[name], colour(place), sign(place)) for place, name in enumerate(shown)]
+    return group, {"legend": legend, "others": len(classes) - len(shown)}
+
+
+def thinned(rows: np.ndarray, most: int = POINTS) -> np.ndarray:
+    """At most so many of the rows, evenly."""
+    return rows[:: max(1, -(-len(rows) // most))]
+
+
+def latent_map(latent: np.ndarray, group: np.ndarray, alt: str, principal: bool = False) -> Markup:
+    """t-SNE of latents [N,L], or their two principal axes; `group` [N] is the place of a clip's class in the legend,
+    -1 = in grey."""
+    place = _principal_axes(latent) if principal else _neighbourhoods(latent)
+    kind = "principal" if principal else "t-SNE"
+    figure, axes = _chart(3.5, 3.3, f"{kind} axis 1 (no unit)", f"{kind} axis 2 (no unit)")
     for number in np.unique(group):
         shown = place[group == number]
         known = number >= 0
@@ -121,16 +152,32 @@ def latent_map(latent: np.ndarray, group: np.ndarray, alt: str) -> Markup:
     return _svg(figure, alt)
 
 
+def _neighbourhoods(latent: np.ndarray) -> np.ndarray:
+    neighbours = min(30.0, (len(latent) - 1) / 3)
+    # On a machine that does other work too, more threads than one make this ten times slower: they wait by spinning.
+    with threadpool_limits(1):
+        kind = TSNE(perplexity=neighbours, init="pca", random_state=0, max_iter=500)
+        return np.asarray(kind.fit_transform(_standardised(latent)))
+
+
+def _principal_axes(latent: np.ndarray) -> np.ndarray:
+    return np.asarray(PCA(2, random_state=0).fit_transform(_standardised(latent)))
+
+
 def neighbour_share(latent: np.ndarray, label: np.ndarray) -> float:
     """Share of clips whose nearest other clip is of their own class."""
     _, nearest = NearestNeighbors(n_neighbors=2).fit(_standardised(latent)).kneighbors()
     return float((label[nearest[:, 0]] == label).mean())
 
 
-def confusion_table(table: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Counts [true class, answer] as rows of (count, share of the true class, right); of many classes, the worst."""
+def confusion_table(table: np.ndarray, classes: Sequence[str], by_pairs: bool = False) -> dict[str, Any]:
+    """Counts [true class, answer] as rows of (count, share of the true class, right). Of many classes those with the
+    most errors, in their order, or those of the most frequent mix-ups, so that these stand side by side."""
     wrong = table * (1 - np.eye(len(classes), dtype=np.int64))
     shown = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:CONFUSION_CLASSES])
+    if by_pairs and len(classes) > CONFUSION_CLASSES:
+        mixed = dict.fromkeys(name for *pair, _ in confused_pairs(table, wrong.size) for name in pair)
+        shown = np.array(list(mixed)[:CONFUSION_CLASSES], np.int64)
     totals = table.sum(1).clip(min=1)
     rows = [
         (classes[true], [(table[true, said], table[true, said] / totals[true], true == said) for said in shown])
@@ -139,21 +186,15 @@ def confusion_table(table: np.ndarray, classes: Sequence[str]) -> dict[str, Any]
     return {
         "classes": [classes[place] for place in shown],
         "of": len(classes),
+        "chosen": "of the most frequent mix-ups" if by_pairs else "with the most errors",
         "rows": rows,
         "right": np.trace(table),
         "all": table.sum(),
-        "pairs": list(_confused_pairs(wrong, totals, classes)),
+        "pairs": [
+            (classes[true], classes[said], count, int(totals[true]))
+            for true, said, count in confused_pairs(table, PAIRS)
+        ],
     }
-
-
-def _confused_pairs(
-    wrong: np.ndarray, totals: np.ndarray, classes: Sequence[str]
-) -> Iterator[tuple[str, str, int, int]]:
-    """The most frequent errors: true class, answer, how often, of how many."""
-    for place in np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]:
-        true, said = np.unravel_index(place, wrong.shape)
-        if wrong[true, said]:
-            yield classes[true], classes[said], int(wrong[true, said]), int(totals[true])
 
 
 def strips(videos: Sequence[Tensor]) -> tuple[list[str], bool]:

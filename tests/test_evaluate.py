@@ -10,7 +10,6 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from distill.checkpoint import build_student
 from distill.evaluate import Answers, confusion, evaluate, top_shares
 from distill.measure import recognition_parameters
-from distill.probing.classifiers import PROBES, judge
 from students.tinyact import Options
 
 
@@ -60,28 +59,3 @@ def test_parameters_of_recognition_leave_the_decoder_out() -> None:
 
 class TinyOptions(Options):
     name = "tinyact"
-
-
-@pytest.mark.parametrize("name", list(PROBES))
-def test_probes_find_what_is_there_and_nothing_else(name: str) -> None:
-    rng = np.random.default_rng(1)
-    label = np.arange(360) % 4
-    centres = rng.normal(size=(4, 6)) * 4
-    cut = [slice(0, 200), slice(200, 240), slice(240, 360)]
-    clear = centres[label] + rng.normal(size=(360, 6))
-    noise = rng.normal(size=(360, 6))
-    scores = [judge(name, *((values[part], label[part]) for part in cut), seed=0).top1 for values in (clear, noise)]
-    assert scores[0] > 0.9
-    assert scores[1] < 0.45
-
-
-def test_settings_are_chosen_on_validation() -> None:
-    """A test split that would choose otherwise must not be asked."""
-    rng = np.random.default_rng(2)
-    values, label = rng.normal(size=(90, 3)), np.arange(90) % 3
-    parts = [(values[cut], label[cut]) for cut in (slice(0, 30), slice(30, 60), slice(60, 90))]
-    chosen = judge("svm", *parts, seed=0)
-    scores = {
-        setting["C"]: PROBES["svm"].make(0, **setting).fit(*parts[0]).score(*parts[1]) for setting in PROBES["svm"].grid
-    }
-    assert scores[chosen.setting["C"]] == max(scores.values())

@@ -144,8 +144,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Page:
         "distilled": make_run(root / "distilled", clips, {"cross_entropy": 1, "kl": 0.5, "reconstruction": 1}, 1),
     }
     for name, top1 in {"untrained": 0.125, "distilled": 0.875}.items():
-        probe = {"svm": {"top1": top1, "setting": {"C": 10.0}}}
-        (runs[name] / "probe.json").write_text(json.dumps(probe))
+        probe = {"svm": {"test": {"top1": top1}, "setting": {"C": 10.0}}}
+        (runs[name] / "probe.json").write_text(json.dumps({"probes": probe}))
     summary = {"chance": 1 / 6, **SIZES, "probe": {}, "seconds": {"teacher": 30.0, "probe_distilled": 1.5}}
     return Page(write_report(root, "Few labels", runs, clips, summary))
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import norm
 
 from distill.evaluate import counts
-from distill.probing.base import Array
+from distill.probing.base import Array, chunks
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class PerClass:
     support: Array
 
     @staticmethod
-    def of(table: Array) -> PerClass:
-        right, said, true = table.diagonal(), table.sum(0), table.sum(1)
+    def of(table: Array, lost: Array | int = 0) -> PerClass:
+        """From counts [true class, answer]; `lost` counts each class's clips that gave no answer."""
+        right, said, true = table.diagonal(), table.sum(0), table.sum(1) + lost
         precision, recall = _share(right, said), _share(right, true)
         return PerClass(precision, recall, _share(2 * precision * recall, precision + recall), true)
 
@@ -41,16 +42,23 @@ def ranks(truth: Array, scores: Array) -> Array:
     return found
 
 
-def measures(truth: Array, scores: Array, shares: Array | None = None) -> Iterator[tuple[str, float]]:
-    """`scores` [N,K]; `shares` are probabilities, where the classifier has them."""
+def measures(
+    truth: Array, scores: Array, shares: Array | None = None, unanswered: Array | None = None
+) -> Iterator[tuple[str, float]]:
+    """`scores` [N,K]; `shares` are probabilities, where the classifier has them.
+
+    `unanswered` are labels of further clips that gave no answer, which is wrong; log-loss and precision are about
+    answers and leave them out, but for a class's weight.
+    """
     place, classes = ranks(truth, scores), scores.shape[1]
     table = counts(truth, scores.argmax(1), classes)
-    each = PerClass.of(table)
-    present, weight = each.support > 0, each.support / len(truth)
+    each = PerClass.of(table, 0 if unanswered is None else np.bincount(unanswered, minlength=classes))
+    clips = each.support.sum()
+    present, weight = each.support > 0, each.support / clips
     seen = present | (table.sum(0) > 0)  # what neither is there nor was said does not count, as scikit-learn has it
-    yield "top1", float((place == 0).mean())
+    yield "top1", float((place == 0).sum() / clips)
     if classes > 5:
-        yield "top5", float((place < 5).mean())
+        yield "top5", float((place < 5).sum() / clips)
     yield "balanced_accuracy", float(each.recall[present].mean())
     for name in ("precision", "recall", "f1"):
         values = getattr(each, name)
@@ -72,8 +80,11 @@ def interval(right: int, of: int, confidence: float = 0.95) -> tuple[float, floa
 
 def spectrum(latents: Array) -> Array:
     """Variances along the principal axes, the largest first."""
-    near = latents - latents.mean(0, dtype=np.float64)
-    found: Array = np.linalg.eigvalsh(near.T @ near / len(near))[::-1].clip(min=0)
+    mean, square = latents.mean(0, dtype=np.float64), np.zeros((latents.shape[1], latents.shape[1]))
+    for rows in chunks(len(latents)):
+        near = latents[rows] - mean
+        square += near.T @ near
+    found: Array = np.linalg.eigvalsh(square / len(latents))[::-1].clip(min=0)
     return found
 
 
