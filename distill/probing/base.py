@@ -7,21 +7,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 Array = np.ndarray[Any, Any]
+ABOUT_DATA = ("classes_", "feature_names_in_")  # what fit notes, but does not learn
 ROWS = 8192  # how many rows are turned into float64 at once
 Setting = Mapping[str, Any]
 
 
 @runtime_checkable
 class OnePass(Protocol):
-    """An estimator that scores a whole grid over all folds at once."""
+    """An estimator that scores a whole grid at once."""
 
-    def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
-        """`folds` tells for every row the fold that tests it, -1 for none -> shares of right answers [grid, fold]."""
+    def cv_path(
+        self, X: Array, y: Array, folds: Array, grid: Sequence[Setting], todo: Sequence[int]
+    ) -> Iterator[tuple[int, Array]]:
+        """`folds` tells for every row the fold that tests it, -1 for none -> each fold of `todo` as it is done, with
+        the shares of right answers [grid]."""
+        ...
 
 
 class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -47,6 +52,33 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Scores [N,K], the larger the likelier."""
         raise NotImplementedError
 
+    def learnt(self) -> dict[str, Array]:
+        """What fit left, as plain arrays."""
+        left = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return {name: value for name, value in left.items() if name.endswith("_") and name not in ABOUT_DATA}
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        """Take it back, of as many features and classes as this probe has by now; what does not fit is a ValueError.
+
+        Unless a kind says otherwise these are rows, and their places in classes.
+        """
+        count = {len(value) for value in arrays.values() if value.ndim}
+        for name, value in arrays.items():
+            if not name.endswith("_") or name in ABOUT_DATA or hasattr(type(self), name):
+                raise ValueError(f"{name!r:.40} is nothing that a {type(self).__name__} learns")
+            places = value.dtype.kind == "i"
+            shape = (max(count), self.n_features_in_)[: 1 if places else 2]
+            setattr(self, name, take(arrays, name, "i" if places else "f", *shape, below=len(self.classes_)))
+
+    def cv_path(
+        self, X: Array, y: Array, folds: Array, grid: Sequence[Setting], todo: Sequence[int]
+    ) -> Iterator[tuple[int, Array]]:
+        """Of a classifier of which one fit says nothing about another."""
+        for fold in todo:
+            training, tested = folds != fold, folds == fold
+            fitted = (clone(self).set_params(**setting).fit(X[training], y[training]) for setting in grid)
+            yield fold, np.array([one.score(X[tested], y[tested]) for one in fitted])
+
     def checked(self, X: Any) -> Array:
         """Rows to judge, of as many features as there were to learn from."""
         check_is_fitted(self)
@@ -56,6 +88,10 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def scores(self, X: Any) -> Array:
         """As decision_function, but for two classes too a column for each."""
         return self.decide(self.checked(X))
+
+    def shares(self, scores: Array) -> Array | None:
+        """Probabilities [N,K], of a classifier that has them."""
+        return None
 
     def decision_function(self, X: Any) -> Array:
         """[N,K]; for two classes [N], above 0 for the second."""
@@ -71,12 +107,18 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 class Softmax(Probe):
     """Its scores are logarithms of shares, but for a constant."""
 
+    def shares(self, scores: Array) -> Array:
+        return softmax(scores)
+
     def predict_proba(self, X: Any) -> Array:
-        return softmax(self.scores(X))
+        return self.shares(self.scores(X))
 
 
 class Shares(Probe):
     """Its scores are shares already."""
+
+    def shares(self, scores: Array) -> Array:
+        return scores
 
     def predict_proba(self, X: Any) -> Array:
         return self.scores(X)
@@ -88,9 +130,30 @@ class LinearProbe(Probe):
     coef_: Array  # [K,D]
     intercept_: Array  # [K]
 
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        self.coef_ = take(arrays, "coef_", "f", len(self.classes_), self.n_features_in_)
+        self.intercept_ = take(arrays, "intercept_", "f", len(self.classes_))
+
     def decide(self, X: Array) -> Array:
         scores: Array = X @ self.coef_.T + self.intercept_
         return scores
+
+
+def take(arrays: Mapping[str, Array], name: str, kind: str, *shape: int | None, below: int | None = None) -> Array:
+    """The named array of what was learnt, if it is of this kind (finite "f", or "i" or "u" from 0 and `below`) and
+    shape, where None is any length."""
+    found = arrays.get(name)
+    if found is None:
+        raise ValueError(f"it has no {name}")
+    if found.dtype.kind != kind or found.ndim != len(shape):
+        raise ValueError(f"{name} is {found.dtype} of {found.ndim} dimensions")
+    if any(wanted not in (None, there) for wanted, there in zip(shape, found.shape, strict=True)):
+        raise ValueError(f"{name} is {list(found.shape)} instead of {[each or 'any' for each in shape]}")
+    if kind == "f" and not np.isfinite(found).all():
+        raise ValueError(f"{name} has numbers that are not finite")
+    if kind != "f" and found.size and (found.min() < 0 or (below is not None and found.max() >= below)):
+        raise ValueError(f"{name} has places that there are not")
+    return found
 
 
 def alike(grid: Sequence[Setting], keys: Sequence[str]) -> Mapping[tuple[tuple[str, Any], ...], list[int]]:

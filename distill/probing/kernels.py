@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from distill.probing.base import Array, Probe, Setting, alike, chunks
+from distill.probing.base import Array, Probe, Setting, alike, chunks, take
 from distill.probing.gaussian import Ridge
+from distill.probing.plain import inside, machine_arrays, machine_of, scaler_arrays, scaler_of, within
 
 
 class KernelSVM(Probe):
@@ -28,6 +29,14 @@ class KernelSVM(Probe):
     def decide(self, X: Array) -> Array:
         scores: Array = self.machine_.decision_function(X)
         return np.stack([-scores, scores], 1) / 2 if scores.ndim == 1 else scores
+
+    def learnt(self) -> dict[str, Array]:
+        scaler, machine = (step for _, step in self.machine_.steps)
+        return {**within("scaler", scaler_arrays(scaler)), **machine_arrays(machine)}
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        scaler = scaler_of(inside("scaler", arrays), self.n_features_in_)
+        self.machine_ = make_pipeline(scaler, machine_of(arrays, self.n_features_in_, len(self.classes_)))
 
     def predict(self, X: Any) -> Array:
         """By the votes of pairs of classes; the scores break their ties otherwise now and then."""
@@ -51,33 +60,70 @@ class Nystroem(Probe):
         self.random_state = random_state
 
     def fit_encoded(self, X: Array, y: Array) -> None:
-        self.map_ = Landmarks(X, self.gamma, self.landmarks, self.random_state)
+        self.map_ = Landmarks(X, **self._shape(), seed=self.random_state)
         self.ridge_ = Ridge(self.alpha, standardise=False).fit(self.map_(X), y)
 
     def decide(self, X: Array) -> Array:
         return self.ridge_.decide(self.map_(X))
 
-    def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
-        found = np.empty((len(grid), folds.max() + 1))
-        for shape, places in alike(grid, ("gamma", "landmarks")).items():
-            given = {**self.get_params(), **dict(shape)}
-            seen = Landmarks(X, given["gamma"], given["landmarks"], self.random_state)(X)
-            alphas = [{"alpha": grid[place].get("alpha", self.alpha)} for place in places]
-            found[places] = Ridge(standardise=False).cv_path(seen, y, folds, alphas)
-        return found
+    def learnt(self) -> dict[str, Array]:
+        return {**within("map", self.map_.learnt()), **within("ridge", self.ridge_.learnt())}
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        self.map_ = Landmarks.restored(inside("map", arrays), self.n_features_in_)
+        self.ridge_ = Ridge(self.alpha, standardise=False)
+        self.ridge_.classes_, self.ridge_.n_features_in_ = np.arange(len(self.classes_)), len(self.map_.points)
+        self.ridge_.restore(inside("ridge", arrays))
+
+    def cv_path(
+        self, X: Array, y: Array, folds: Array, grid: Sequence[Setting], todo: Sequence[int]
+    ) -> Iterator[tuple[int, Array]]:
+        """Fold by fold over all shapes of the map: a fold comes when the last of them has come to it."""
+        groups = alike(grid, ("gamma", "landmarks"))
+        maps = (Landmarks(X, **{**self._shape(), **dict(shape)}, seed=self.random_state) for shape in groups)
+        paths = [
+            Ridge(self.alpha, standardise=False).cv_path(near(X), y, folds, [_rest(grid[at]) for at in places], todo)
+            for near, places in zip(maps, groups.values(), strict=True)
+        ]
+        for parts in zip(*paths, strict=True):
+            found = np.empty(len(grid))
+            for places, (_, scores) in zip(groups.values(), parts, strict=True):
+                found[places] = scores
+            yield parts[0][0], found
+
+    def _shape(self) -> dict[str, Any]:
+        return {"gamma": self.gamma, "landmarks": self.landmarks}
+
+
+def _rest(setting: Setting) -> Setting:
+    """What of it the map knows nothing of."""
+    return {key: value for key, value in setting.items() if key == "alpha"}
 
 
 class Landmarks:
     """Rows as what a Gaussian kernel makes of them, in the space that the landmarks span."""
 
-    def __init__(self, rows: Array, gamma: float, count: int, seed: int | None) -> None:
+    def __init__(self, rows: Array, gamma: float, landmarks: int, seed: int | None) -> None:
         """`gamma` is in units of 1 / the features' number, after standardising."""
         self.scaler = StandardScaler().fit(rows)
         self.gamma = gamma / rows.shape[1]
-        chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
+        chosen = np.random.default_rng(seed).permutation(len(rows))[:landmarks]
         self.points = self.scaler.transform(rows[chosen])
         values, axes = np.linalg.eigh(self._near(self.points).astype(np.float64))
         self.turn = (axes / np.sqrt(values.clip(min=1e-12)) @ axes.T).astype(rows.dtype)
+
+    def learnt(self) -> dict[str, Array]:
+        given = {"points": self.points, "turn": self.turn, "gamma": np.array([self.gamma])}
+        return {**within("scaler", scaler_arrays(self.scaler)), **given}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, Array], features: int) -> Landmarks:
+        found = cls.__new__(cls)
+        found.scaler = scaler_of(inside("scaler", arrays), features)
+        found.points = take(arrays, "points", "f", None, features)
+        found.turn = take(arrays, "turn", "f", len(found.points), len(found.points))
+        found.gamma = float(take(arrays, "gamma", "f", 1)[0])
+        return found
 
     def _near(self, rows: Array) -> Array:
         squares = (rows**2).sum(1)[:, None] + (self.points**2).sum(1) - 2 * rows @ self.points.T

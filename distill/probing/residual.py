@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from distill.probing.base import Array, Softmax, chunks
+from distill.probing.base import Array, Softmax, chunks, take
 from distill.probing.device import best_device
+from distill.probing.plain import inside, scaler_arrays, scaler_of, within
 
 
 class Residual(nn.Module):
@@ -79,6 +82,22 @@ class MLP(Softmax):
                     optimizer.step()
                     rate.step()
         self.network_.eval()
+
+    def learnt(self) -> dict[str, Array]:
+        state = {name: value.cpu().numpy() for name, value in self.network_.state_dict().items()}
+        return {**within("scaler", scaler_arrays(self.scaler_)), **within("network", state)}
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        self.scaler_ = scaler_of(inside("scaler", arrays), self.n_features_in_)
+        given = inside("network", arrays)
+        if len(given) != 4 + 6 * self.blocks:  # before so many blocks are made
+            raise ValueError(f"{len(given)} arrays are no network of {self.blocks} blocks")
+        with torch.device("meta"):
+            network = Residual(self.n_features_in_, self.width, self.blocks, self.dropout, len(self.classes_))
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        state = {name: torch.from_numpy(take(given, name, "f", *shape)) for name, shape in shapes.items()}
+        network.load_state_dict(state, assign=True)
+        self.network_ = network.to(best_device()).eval()
 
     def _seen(self, X: Array) -> Tensor:
         return torch.from_numpy(self.scaler_.transform(X).astype(np.float32))

@@ -3,6 +3,7 @@
 <folder>/table.json           classes, splits, and what made it
 <folder>/train.latent.npy     [N,D]
 <folder>/train.label.npy      [N], places in classes
+<folder>/train.unanswered.npy [M], places in classes of the split's clips that could not be read
 <folder>/train.clips.json     which clip each row is, where that is known
 """
 
@@ -10,19 +11,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from distill.errors import UserError
 from distill.files import publish, publish_text
-from distill.probing.base import Array, chunks
+from distill.probing.base import ROWS, Array, chunks
 
 NEEDED, OPTIONAL = ("train", "test"), ("val",)
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Split:
     latent: Array  # float32 or float64 [N,D]
     label: Array  # int64 [N], places in the table's classes
     clips: Sequence[str] = ()  # ids, in order
+    unanswered: Array = field(default_factory=lambda: np.zeros(0, np.int64))  # labels of clips that cannot be read
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class LatentTable:
 
     def save(self, folder: Path) -> None:
         for name, split in self.splits.items():
-            for kind, rows in (("latent", split.latent), ("label", split.label)):
+            for kind, rows in (("latent", split.latent), ("label", split.label), ("unanswered", split.unanswered)):
                 publish(folder / f"{name}.{kind}.npy", lambda part, rows=rows: _save(part, rows))  # type: ignore[misc]
             publish_text(folder / f"{name}.clips.json", json.dumps(list(split.clips)))
         head = {"version": VERSION, "classes": list(self.classes), "splits": list(self.splits), "about": self.about}
@@ -54,6 +58,8 @@ class LatentTable:
     def open(folder: Path) -> LatentTable:
         try:
             head = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+            if head["version"] != VERSION:
+                raise ValueError(f"it is of version {head['version']}, not {VERSION}")
             splits = {name: _split(folder, name) for name in head["splits"]}
         except (ValueError, KeyError, TypeError, EOFError) as error:
             raise UserError(f"{folder} is no table of latents that can be read ({error}); encode again") from error
@@ -61,17 +67,28 @@ class LatentTable:
 
 
 def _split(folder: Path, name: str) -> Split:
-    latent = np.load(folder / f"{name}.latent.npy", mmap_mode="r", allow_pickle=False)
+    latent = np.load(folder / f"{name}.latent.npy", mmap_mode="c", allow_pickle=False)
     label = np.load(folder / f"{name}.label.npy", allow_pickle=False)
+    unanswered = np.load(folder / f"{name}.unanswered.npy", allow_pickle=False)
     clips = json.loads((folder / f"{name}.clips.json").read_text(encoding="utf-8"))
+    if latent.ndim != 2 or latent.dtype.kind != "f" or any(part.dtype.kind != "i" for part in (label, unanswered)):
+        raise ValueError(f"{name} is no rows of numbers with labels")
     if len(latent) != len(label) or len(clips) not in (0, len(label)):
         raise ValueError(f"{name} has {len(latent)} latents, {len(label)} labels and {len(clips)} clips")
-    return Split(latent, label, clips)
+    return Split(latent, label, clips, unanswered)
 
 
 def _save(path: Path, rows: Array) -> None:
     with path.open("wb") as stream:
         np.save(stream, rows, allow_pickle=False)
+
+
+def read_table(path: Path) -> LatentTable:
+    if path.suffix in (".npz", ".parquet"):
+        return from_npz(path) if path.suffix == ".npz" else from_parquet(path)
+    if (path / "table.json").is_file():
+        return LatentTable.open(path)
+    raise UserError(f"{path} is no table of latents: name an .npz file, a .parquet file or a folder with a table.json")
 
 
 def from_npz(path: Path) -> LatentTable:
@@ -93,7 +110,11 @@ def from_npz(path: Path) -> LatentTable:
 
 def from_arrays(given: Mapping[str, tuple[Array | None, Array | None]], origin: str) -> LatentTable:
     """Latents and labels of each split; labels may be names or numbers, and -1, nan or an empty name is none."""
-    found = {split: _pair(*pair, split, origin) for split, pair in given.items()}
+    return _encoded({split: _pair(*pair, split, origin) for split, pair in given.items()}, origin)
+
+
+def _encoded(found: Mapping[str, tuple[Array, Array]], origin: str) -> LatentTable:
+    """From labels as they are given to places in classes."""
     classes: list[Any] = np.unique(np.concatenate([label for _, label in found.values()])).tolist()
     place = {name: at for at, name in enumerate(classes)}
     splits = {
@@ -112,8 +133,7 @@ def _pair(latent: Array | None, label: Array | None, split: str, origin: str) ->
         raise UserError(f"{origin}: {shapes}; they are [N,D] and [N]")
     if latent.dtype.kind not in "fiu":
         raise UserError(f"{origin}: X_{split} are numbers, not {latent.dtype}")
-    kept = latent if latent.dtype in (np.float32, np.float64) else latent.astype(np.float32)
-    return kept, _names(label, f"{origin}: y_{split}")
+    return _as_floats(latent), _names(label, f"{origin}: y_{split}")
 
 
 def _names(label: Array, where: str) -> Array:
@@ -137,16 +157,117 @@ def _names(label: Array, where: str) -> Array:
     return label
 
 
+def from_parquet(path: Path) -> LatentTable:
+    """Columns split (train, val or test), label (a name or a whole number), latent (a list of numbers), and clip (an
+    id) if there is one."""
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # which would hold all of it
+            split, label, clip = _small_columns(file, path)
+            latents = _latents(file, split, path)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise UserError(f"{path} is no .parquet file that can be read ({str(error).splitlines()[0]})") from error
+    table = _encoded({name: (rows, label[split == name]) for name, rows in latents.items()}, str(path))
+    if clip is None:
+        return table
+    named = {name: replace(rows, clips=clip[split == name].tolist()) for name, rows in table.splits.items()}
+    return replace(table, splits=named)
+
+
+def _small_columns(file: pq.ParquetFile, path: Path) -> tuple[Array, Array, Array | None]:
+    """Split, label and clip of each row."""
+    there = file.schema_arrow.names
+    for name in ("split", "label", "latent"):
+        if name not in there:
+            raise UserError(f"{path} has no column {name}; it needs split, label and latent, and may have clip")
+    split, clip = _column(file, "split", path), _column(file, "clip", path) if "clip" in there else None
+    odd = np.flatnonzero(~np.isin(split, (*NEEDED, *OPTIONAL)))
+    if len(odd):
+        raise UserError(f"{path}: row {odd[0]} is of the split {str(split[odd[0]])!r}; known: train, val, test")
+    for name in NEEDED:
+        if name not in split:
+            raise UserError(f"{path} has no row of the split {name}; it needs train and test, and may have val")
+    return split, _names(_column(file, "label", path), f"{path}: values of label"), clip
+
+
+def _column(file: pq.ParquetFile, name: str, path: Path) -> Array:
+    """Of text or, of labels, whole numbers."""
+    column = file.read([name]).column(0)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind, whole = column.type, name == "label"
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not text and not (whole and pa.types.is_integer(kind)):
+        told = "text or whole numbers" if whole else "text"
+        raise UserError(f"{path}: {name} is a column of {kind}; it should be one of {told}")
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        count = f"{column.null_count} of {len(column)} rows"
+        raise UserError(f"{path}: {count} have no {name}, the first is row {row}; leave them out")
+    found: Array = column.to_numpy()
+    return found.astype(str) if text else found
+
+
+def _latents(file: pq.ParquetFile, split: Array, path: Path) -> dict[str, Array]:
+    """Of each split that has rows; chunk by chunk into arrays of their final size."""
+    found: dict[str, Array] = {}
+    at, width = 0, 0
+    filled = dict.fromkeys((name for name in (*NEEDED, *OPTIONAL) if name in split), 0)
+    for batch in file.iter_batches(ROWS, columns=["latent"]):
+        rows = _rows(batch.column(0), at, width, path)
+        part, at, width = split[at : at + len(rows)], at + len(rows), rows.shape[1]
+        for name, count in filled.items():
+            if name not in found:
+                found[name] = np.empty((int((split == name).sum()), width), rows.dtype)
+            chosen = rows[part == name]
+            found[name][count : count + len(chosen)] = chosen
+            filled[name] += len(chosen)
+    return found
+
+
+def _rows(column: Any, first: int, width: int, path: Path) -> Array:
+    """Latents [n,D] from the row `first` on, of this width if it is above 0."""
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not (lists or pa.types.is_fixed_size_list(kind)) or not _are_numbers(kind.value_type):
+        raise UserError(f"{path}: latent is a column of {kind}; each row should be a list of numbers")
+    if column.null_count:
+        row = first + int(np.flatnonzero(column.is_null())[0])
+        raise UserError(f"{path}: row {row} has no latent; leave it out")
+    lengths = np.diff(column.offsets) if lists else np.full(len(column), kind.list_size)
+    width = width or int(lengths[0])
+    odd = np.flatnonzero((lengths != width) | (lengths == 0))
+    if len(odd):
+        told = f"row {first + odd[0]} has a latent of {lengths[odd[0]]} numbers, and the first row one of {width}"
+        raise UserError(f"{path}: {told}")
+    values = column.flatten()
+    if values.null_count:
+        row = first + int(np.flatnonzero(values.is_null())[0]) // width
+        raise UserError(f"{path}: row {row} has a latent with an empty place; leave it out")
+    return _as_floats(values.to_numpy().reshape(-1, width))
+
+
+def _are_numbers(kind: Any) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+def _as_floats(latent: Array) -> Array:
+    return latent if latent.dtype in (np.float32, np.float64) else latent.astype(np.float32)
+
+
 def _shape(rows: Array) -> str:
     return f"[{','.join(map(str, rows.shape))}]"
 
 
 def check(table: LatentTable, folds: int, origin: str) -> None:
-    """Whether classifiers can be fitted and judged; `folds` 0 stands for a validation split."""
+    """Whether classifiers can be fitted and judged; `folds` 0 stands for a hold-out."""
+    for name in NEEDED:
+        if name not in table.splits:
+            raise UserError(f"{origin} has no split {name}; it needs train and test, and may have val")
     for name, split in table.splits.items():
-        if not len(split.label):
-            raise UserError(f"{origin}: the split {name} is empty")
-        if split.latent.shape[1] != table.width:
+        _check_labels(table, name, origin)
+        if not table.width or split.latent.shape[1] != table.width:
             raise UserError(
                 f"{origin}: latents of {name} have {split.latent.shape[1]} numbers, those of train {table.width}"
             )
@@ -166,9 +287,19 @@ def check(table: LatentTable, folds: int, origin: str) -> None:
         raise UserError(
             f"{origin}: class {table.classes[fewest]} has {count[fewest]} rows in train, fewer than the {folds} folds"
             + (f" (so have {few - 1} other classes)" if few > 1 else "")
-            + f"; say folds={max(2, count[fewest])}" * bool(count[fewest] > 1)
-            + ", or folds=0 for the validation split"
+            + ("; leave it out, or say " if count[fewest] == 1 else f"; say folds={count[fewest]}, or ")
+            + "folds=0 for a hold-out"
         )
+
+
+def _check_labels(table: LatentTable, name: str, origin: str) -> None:
+    split = table.splits[name]
+    if not len(split.label):
+        raise UserError(f"{origin}: the split {name} is empty")
+    for labels, what in ((split.label, "row"), (split.unanswered, "unreadable clip")):
+        odd = np.flatnonzero((labels < 0) | (labels >= len(table.classes)))
+        if len(odd):
+            raise UserError(f"{origin}: {what} {odd[0]} of {name} has no label among the {len(table.classes)} classes")
 
 
 def _clip(split: Split, at: int) -> str:

@@ -6,7 +6,7 @@ the tree of that depth (but for draws between splits that are equally good): tho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,11 @@ from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier
 
-from distill.probing.base import Array, Probe, Setting, Shares, Softmax, alike, chunks
+from distill.probing.base import Array, Probe, Setting, Shares, Softmax, alike, chunks, take
 from distill.probing.device import best_device
+from distill.probing.grown import Grown, boosted_arrays, booster_of
+
+BINS = ("components", "max_bin")  # the settings of XGBoost that its matrix of bins depends on
 
 
 class _Nested(Probe):
@@ -29,18 +32,18 @@ class _Nested(Probe):
         """Scores [N,K] at each value of the axis, from this fit, of which the largest is among them."""
         raise NotImplementedError
 
-    def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
-        _, encoded = np.unique(y, return_inverse=True)
-        found = np.empty((len(grid), folds.max() + 1))
-        for rest, places in alike(grid, _others(grid, self.axis)).items():
-            values = [grid[place].get(self.axis, getattr(self, self.axis)) for place in places]
-            for fold in range(found.shape[1]):
-                held_out = folds == fold
+    def cv_path(
+        self, X: Array, y: Array, folds: Array, grid: Sequence[Setting], todo: Sequence[int]
+    ) -> Iterator[tuple[int, Array]]:
+        for fold in todo:
+            held_out, found = folds == fold, np.empty(len(grid))
+            for rest, places in alike(grid, _others(grid, self.axis)).items():
+                values = [grid[place].get(self.axis, getattr(self, self.axis)) for place in places]
                 whole = clone(self).set_params(**dict(rest), **{self.axis: _largest(values)})
-                whole.fit(X[~held_out], encoded[~held_out])
+                whole.fit(X[~held_out], y[~held_out])
                 for place, scores in zip(places, whole.prefixes(X[held_out], values), strict=True):
-                    found[place, fold] = (whole.classes_[scores.argmax(1)] == encoded[held_out]).mean()
-        return found
+                    found[place] = (whole.classes_[scores.argmax(1)] == y[held_out]).mean()
+            yield fold, found
 
 
 def _largest(values: Sequence[Any]) -> Any:
@@ -64,6 +67,12 @@ class Tree(_Nested, Shares):
     def decide(self, X: Array) -> Array:
         shares: Array = self.tree_.predict_proba(X)
         return shares
+
+    def learnt(self) -> dict[str, Array]:
+        return Grown.of(self.tree_, len(self.classes_)).arrays()
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        self.tree_ = Grown.restored(arrays, self.n_features_in_, len(self.classes_))
 
     def prefixes(self, X: Array, values: Sequence[Any]) -> Iterator[Array]:
         tree = self.tree_.tree_
@@ -113,6 +122,12 @@ class Forest(_Nested, Shares):
     def decide(self, X: Array) -> Array:
         shares: Array = self.forest_.predict_proba(X)
         return shares
+
+    def learnt(self) -> dict[str, Array]:
+        return Grown.of(self.forest_, len(self.classes_)).arrays()
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        self.forest_ = Grown.restored(arrays, self.n_features_in_, len(self.classes_))
 
     def prefixes(self, X: Array, values: Sequence[Any]) -> Iterator[Array]:
         found = {value: np.empty((len(X), len(self.classes_))) for value in set(values)}
@@ -175,20 +190,33 @@ class Boosted(Softmax):
         scores: Array = self.booster_.predict(xgboost.DMatrix(self.axes_(X)), output_margin=True)
         return scores
 
-    def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
+    def learnt(self) -> dict[str, Array]:
+        return {"centre": self.axes_.centre, "axes": self.axes_.axes, **boosted_arrays(self.booster_)}
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        axes, classes = take(arrays, "axes", "f", self.n_features_in_, None), len(self.classes_)
+        self.axes_ = Principal(take(arrays, "centre", "f", self.n_features_in_), axes)
+        self.booster_ = booster_of(arrays, axes.shape[1], classes, self._parameters({}, classes))
+
+    def cv_path(
+        self, X: Array, y: Array, folds: Array, grid: Sequence[Setting], todo: Sequence[int]
+    ) -> Iterator[tuple[int, Array]]:
         classes, encoded = np.unique(y, return_inverse=True)
-        found = np.empty((len(grid), folds.max() + 1))
-        for shape, places in alike(grid, ("components", "max_bin")).items():
-            given = {**self.get_params(), **dict(shape)}
-            seen = Principal.of(X, given["components"])(X)
-            rows = xgboost.QuantileDMatrix(seen, encoded, max_bin=given["max_bin"])
-            for fold in range(found.shape[1]):
-                held_out = folds == fold
-                rows.set_weight((~held_out).astype(np.float32))
-                tested = xgboost.QuantileDMatrix(seen[held_out], encoded[held_out], max_bin=given["max_bin"], ref=rows)
-                subset = [grid[place] for place in places]
-                found[places, fold] = self._path(rows, tested, subset, len(classes))
-        return found
+        shapes = [({**self.get_params(), **dict(shape)}, places) for shape, places in alike(grid, BINS).items()]
+        seen = [Principal.of(X, given["components"])(X) for given, _ in shapes]
+        whole = [
+            xgboost.QuantileDMatrix(rows, encoded, max_bin=given["max_bin"])
+            for rows, (given, _) in zip(seen, shapes, strict=True)
+        ]
+        for fold in todo:
+            held_out, found = folds == fold, np.empty(len(grid))
+            for rows, matrix, (given, places) in zip(seen, whole, shapes, strict=True):
+                matrix.set_weight((~held_out).astype(np.float32))
+                tested = xgboost.QuantileDMatrix(
+                    rows[held_out], encoded[held_out], max_bin=given["max_bin"], ref=matrix
+                )
+                found[places] = self._path(matrix, tested, [grid[place] for place in places], len(classes))
+            yield fold, found
 
     def _path(self, rows: Any, tested: Any, grid: Sequence[Setting], classes: int) -> Array:
         """Shares of right answers for each setting."""
