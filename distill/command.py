@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 
 from distill.errors import UserError
 
-# A job is a function of its own name: recipe -> figures. Its docstring is its help.
+# A job is a function of its own name: recipe or other request -> figures. Its docstring is its help.
 JOBS = {
     "clips": "distill.clips.survey",
     "train": "distill.training",
@@ -27,6 +27,7 @@ JOBS = {
     "quickstart": "distill.quickstart",
 }
 ASSUMED = {"quickstart": ("recipe=quickstart", "out=runs/quickstart")}  # what a job is given unless told otherwise
+READERS = {"probe": "distill.probing.request"}  # of jobs that are asked for otherwise than by a recipe
 SHORT = {"clips": dict.fromkeys(("prepare", "frames", "short_side"), "clips.")}  # what a job's own keys leave out
 USAGE = f"""distill JOB recipe=NAME key=value ...
 
@@ -60,15 +61,22 @@ def run(job: str, arguments: Sequence[str] | None = None) -> int:
         print(f"{inspect.getdoc(function)}\n\n{_keys()}")
         return 0
 
-    def with_recipe() -> None:
-        from distill.recipe import read_recipe
-
-        whole = (SHORT.get(job, {}).get(argument.partition("=")[0], "") + argument for argument in given)
-        recipe = read_recipe([*ASSUMED.get(job, ()), *whole])
-        _show(job, recipe.out, function(recipe))
+    def asked() -> None:
+        request = _read(job, given)
+        _show(job, request.out, function(request))
         _leave()
 
-    return guarded(with_recipe)
+    return guarded(asked)
+
+
+def _read(job: str, given: Sequence[str]) -> Any:
+    """What a job is asked for; it says in which folder, `out`, its answer will be."""
+    if job in READERS:
+        return importlib.import_module(READERS[job]).read(given)
+    from distill.recipe import read_recipe
+
+    whole = (SHORT.get(job, {}).get(argument.partition("=")[0], "") + argument for argument in given)
+    return read_recipe([*ASSUMED.get(job, ()), *whole])
 
 
 def _leave() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.files import publish_text
-from distill.probing.probe import probe
+from distill.probing.probe import answer
+from distill.probing.request import Request
 from distill.recipe import Recipe, read_recipe, save_recipe
 from distill.report import write_report
 from distill.run_log import Talk, percent
@@ -51,13 +52,12 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
     with stages("cache"):
         cache(recipe)
     students = student_recipes(recipe, out)
-    summaries, probes = {}, {}
+    summaries = {}
     for name, student in students.items():
         with stages(name):
             summaries[name] = train(student)
-    for name, student in students.items():
-        with stages(f"probe {name}"):
-            probes[name] = probe(student)
+    with stages("probes"):
+        judged = answer(Request(str(out), recipe.probe, recipe.seed, list(students.values())))
 
     clips = see_clips(recipe, accelerator)
     if not accelerator.is_main_process:
@@ -69,7 +69,7 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
             **{name: {"top1": summaries[name]["test"]["top1"]} for name in ("labels_only", "distilled")},
             **_size(summaries["distilled"]),
         },
-        "probe": probes,
+        "probe": _top1({name: judged[name] for name in ("teacher",) if name in judged} | judged["runs"]),
         "seconds": stages.seconds,
     }
     publish_text(out / "summary.json", json.dumps(summary, indent=1))
@@ -79,6 +79,13 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
     return {}
 
 
+def _top1(judged: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Of each probe on each run's latents."""
+    return {
+        run: {name: probe["test"]["top1"] for name, probe in found["probes"].items()} for run, found in judged.items()
+    }
+
+
 def _size(summary: dict[str, Any]) -> dict[str, float]:
     """The figures of size and speed that a run measured of itself."""
     return {name: summary[name] for name in ("parameters", "gflops", "milliseconds", "megabytes")}
@@ -86,12 +93,16 @@ def _size(summary: dict[str, Any]) -> dict[str, float]:
 
 def _show(talk: Talk, summary: dict[str, Any]) -> None:
     """The result: top-1 of the classifiers that were trained, and of the probes on every latent."""
-    probes = summary["probe"]
-    names = list(next(iter(probes.values())))
-    rows = [["teacher", percent(summary["teacher"]["top1"]), *("" for _ in names)]]
-    for run, found in probes.items():
-        own = summary["student"].get(run)
-        rows.append([run, percent(own["top1"]) if own else "", *(percent(found[name]["top1"]) for name in names)])
+    probes, trained = {"teacher": {}, **summary["probe"]}, {"teacher": summary["teacher"], **summary["student"]}
+    names = list(dict.fromkeys(name for found in probes.values() for name in found))
+    rows = [
+        [
+            run,
+            percent(trained[run]["top1"]) if run in trained else "",
+            *(percent(found[name]) if name in found else "" for name in names),
+        ]
+        for run, found in probes.items()
+    ]
     rows.append(["chance", *[percent(summary["chance"])] * (1 + len(names))])
     talk.say("")
     talk.table("top-1 on the test clips", ("", "own classifier", *names), rows)

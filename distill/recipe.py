@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,13 +24,14 @@ from distill.objective import terms
 from distill.objective.objective import check_members, named, teacher_maps
 from distill.objective.schedule import read_course, steps_of
 from distill.optim import Optim, Rate
-from distill.probing.classifiers import ProbeOptions
+from distill.probing.options import ProbeOptions
 from distill.shards.grid import flatten
 from distill.teaching.store import CacheOptions
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 COMMAND_LINE = "the command line"
 Layer = tuple[str, DictConfig]  # where it comes from, and what it says
+Group = TypeVar("Group")
 
 
 @dataclass
@@ -98,6 +99,18 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
     recipe = _merge([(str(path), _load(path)), (COMMAND_LINE, _dotlist(changes))])
     stages(recipe)  # what is wrong with one of them shows now
     return recipe
+
+
+def read_group(kind: type[Group], changes: Sequence[str]) -> Group:
+    """A group of keys without a recipe around it, from `key=value ...`."""
+    schema, tree = OmegaConf.structured(kind), _dotlist(changes)
+    _check_groups(COMMAND_LINE, OmegaConf.to_container(schema), OmegaConf.to_container(tree))
+    try:
+        found = OmegaConf.to_object(OmegaConf.merge(schema, tree))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{COMMAND_LINE}: {_explain(error)}") from error
+    assert isinstance(found, kind)
+    return found
 
 
 # What no stage can change: one cache serves all.

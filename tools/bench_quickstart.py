@@ -16,7 +16,6 @@ from typing import Any
 from distill.command import guarded
 from distill.errors import UserError
 from distill.files import publish_text
-from distill.probing.classifiers import PROBES
 from distill.quickstart import quickstart
 from distill.recipe import read_recipe
 from distill.run_log import Talk
@@ -33,7 +32,7 @@ def figures(summary: dict[str, Any]) -> dict[str, float]:
         "teacher": summary["teacher"]["top1"],
         "labels only": student["labels_only"]["top1"],
         "distilled": student["distilled"]["top1"],
-        **{f"{run} {probe}": probes[run][probe]["top1"] for run in probes for probe in PROBES},
+        **{f"{run} {probe}": top1 for run, found in probes.items() for probe, top1 in found.items()},
     }
 
 
@@ -44,7 +43,7 @@ def failures(found: dict[str, float]) -> list[str]:
         broken.append("teacher")
     if found["distilled"] - found["labels only"] < MARGIN:
         broken.append("distilled over labels only")
-    for probe in PROBES:
+    for probe in [key.removeprefix("reconstruction ") for key in found if key.startswith("reconstruction ")]:
         if found[f"distilled {probe}"] - found[f"reconstruction {probe}"] < MARGIN:
             broken.append(f"{probe}: distilled over reconstruction")
     return broken

@@ -1,81 +1,84 @@
-"""The classifiers that judge latents, each with the few settings that validation chooses from."""
+"""The classifiers that judge latents, each with the settings that validation chooses from."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
-from xgboost import XGBClassifier
 
-from distill.errors import UserError
+from distill.probing.base import Probe
+from distill.probing.gaussian import LDA, Ridge
+from distill.probing.kernels import KernelSVM, Nystroem
+from distill.probing.linear import LinearSVM, LogisticRegression
+from distill.probing.neighbours import KNN
+from distill.probing.residual import MLP
+from distill.probing.trees import Boosted, Forest, Tree
 
-
-@dataclass
-class ProbeOptions:
-    probes: list[str] = field(default_factory=lambda: ["svm", "random_forest", "xgboost"])
-    """Classifiers to fit; known: svm, random_forest, xgboost."""
-    labelled: float = 1.0
-    """Share of each class's training labels that probes may use, whatever clips.labelled hid from training."""
+Grid = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class Probe:
-    make: Callable[..., BaseEstimator]
-    grid: Sequence[Mapping[str, Any]]
+class Kind:
+    make: Callable[[int], Probe]
+    """From a seed."""
+    grid: Callable[[int], Grid]
+    """From the number of training rows."""
+    about: str
 
 
-def _svm(seed: int, **settings: Any) -> BaseEstimator:
-    return make_pipeline(StandardScaler(), SVC(kernel="rbf", random_state=seed, **settings))
+def _powers(below: int, count: int) -> Callable[[int], Grid]:
+    """Powers of ten for a C that weighs a sum over rows: the more rows, the smaller."""
+
+    def grid(rows: int) -> Grid:
+        first = -round(math.log10(rows)) - below
+        return {"C": [10.0**power for power in range(first, first + count)]}
+
+    return grid
 
 
-def _random_forest(seed: int, **settings: Any) -> BaseEstimator:
-    return RandomForestClassifier(n_estimators=300, n_jobs=-1, random_state=seed, **settings)
+def _same(**grid: Sequence[Any]) -> Callable[[int], Grid]:
+    return lambda rows: grid
 
 
-def _xgboost(seed: int, **settings: Any) -> BaseEstimator:
-    return XGBClassifier(
-        n_estimators=100,
-        learning_rate=0.2,
-        max_bin=64,
-        tree_method="hist",
-        subsample=0.8,
-        random_state=seed,
-        **settings,
-    )
-
-
-PROBES: dict[str, Probe] = {
-    "svm": Probe(_svm, [{"C": 1.0}, {"C": 10.0}]),
-    "random_forest": Probe(_random_forest, [{"min_samples_leaf": 1}, {"min_samples_leaf": 3}]),
-    "xgboost": Probe(_xgboost, [{"max_depth": 3}]),
+PROBES: dict[str, Kind] = {
+    "ridge": Kind(lambda seed: Ridge(), _same(alpha=np.logspace(0, 6, 13).tolist()), "ridge regression"),
+    "lda": Kind(
+        lambda seed: LDA(),
+        _same(shrinkage=[0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9]),
+        "linear discriminant analysis, shrunken covariance",
+    ),
+    "knn": Kind(
+        lambda seed: KNN(),
+        _same(n_neighbors=[5, 10, 20, 50, 100], weights=["uniform", "softmax"]),
+        "nearest neighbours by cosine",
+    ),
+    "svm": Kind(lambda seed: LinearSVM(), _powers(1, 4), "linear SVM, squared hinge, each class against all others"),
+    "svm_rbf": Kind(
+        lambda seed: KernelSVM(random_state=seed), _same(C=[1.0, 10.0]), "SVM with a Gaussian kernel, pairs of classes"
+    ),
+    "logistic_regression": Kind(lambda seed: LogisticRegression(), _powers(0, 4), "multinomial logistic regression"),
+    "nystroem": Kind(
+        lambda seed: Nystroem(random_state=seed),
+        _same(gamma=[0.25, 1.0, 4.0], alpha=[0.01, 0.1, 1.0, 10.0, 100.0]),
+        "ridge regression on a Gaussian kernel's landmarks",
+    ),
+    "decision_tree": Kind(
+        lambda seed: Tree(random_state=seed),
+        _same(max_depth=[4, 8, 16, None], min_samples_leaf=[1, 5, 20]),
+        "one decision tree",
+    ),
+    "random_forest": Kind(
+        lambda seed: Forest(n_jobs=-1, random_state=seed),
+        _same(n_estimators=[100, 300], min_samples_leaf=[1, 3]),
+        "random forest",
+    ),
+    "xgboost": Kind(
+        lambda seed: Boosted(random_state=seed),
+        _same(max_depth=[3], n_estimators=[25, 50, 100]),
+        "XGBoost on 64 principal axes in 64 bins",
+    ),
+    "mlp": Kind(lambda seed: MLP(random_state=seed), _same(lr=[3e-4, 1e-3]), "TinyAct's residual MLP"),
 }
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a probe found: its top-1 on the test clips, and the setting that validation chose."""
-
-    top1: float
-    setting: dict[str, Any]
-
-
-def judge(
-    name: str,
-    train: tuple[np.ndarray, np.ndarray],
-    val: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
-    seed: int,
-) -> Verdict:
-    """Fit every setting on train, keep the one that is best on val, and look at test once. Data: (latents, labels)."""
-    if name not in PROBES:
-        raise UserError(f"there is no probe named {name!r}; known: {', '.join(PROBES)}")
-    fitted = [(setting, PROBES[name].make(seed, **setting).fit(*train)) for setting in PROBES[name].grid]
-    setting, best = max(fitted, key=lambda found: found[1].score(*val)) if len(fitted) > 1 else fitted[0]
-    return Verdict(float(best.score(*test)), dict(setting))

@@ -1,65 +1,214 @@
-"""The probe job: encode the splits with a run's student, fit classifiers on the latents, report."""
+"""The probe job: latents of the splits, classifiers on them, a report."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from itertools import chain
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint import load_student
-from distill.clips.manifest import SPLITS, Manifest
 from distill.errors import UserError
-from distill.evaluate import collect
 from distill.files import publish_text
-from distill.probing.classifiers import judge
-from distill.recipe import Recipe
+from distill.probing.classifiers import PROBES
+from distill.probing.costs import Planned, Size, Speed, free_memory, plan, read_budget, table_rows
+from distill.probing.encode import Encoding
+from distill.probing.judged import Judged, latent_facts
+from distill.probing.judging import HOLD_OUT, STEPS, Judgement
+from distill.probing.page import write_pages
+from distill.probing.request import Request, named
+from distill.probing.table import LatentTable, check, read_table
 from distill.report import write_report
 from distill.run_log import Talk, percent
-from distill.training import require_frames, see_clips, start
+from distill.shards.grid import Shards
+from distill.training import start
+
+TEACHER = "teacher"
+LONG = 3600.0  # seconds after which a person should know of budget=
 
 
-def probe(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Judge the latents of the student in a run folder with classical classifiers.
+def probe(request: Request) -> dict[str, Any]:
+    """Judge latents with classical classifiers: those of a run's student, of several runs, or from elsewhere.
 
-    accelerate launch distill/probe.py recipe=runs/quickstart/distilled/recipe.yaml
-    distill probe recipe=runs/tiny/recipe.yaml probe.probes=[svm]
+    distill probe run=runs/quickstart/distilled
+    distill probe run=runs/a,runs/b,runs/c probes=svm,knn,random_forest budget=10min
+    distill probe latents=latents.npz out=runs/elsewhere folds=5
+    accelerate launch distill/probe.py run=runs/quickstart/distilled
 
-    Settings are chosen on the validation split; the test split is looked at once. Writes probe.json.
+    probes, folds, labelled, teacher and budget are short for probe.probes and so on. A table from elsewhere is an .npz
+    file with X_train, y_train, X_test, y_test (X_val, y_val), or a Parquet file with split, label and latent.
+
+    Settings are chosen on the training and validation splits; the test split is looked at once. Says first what it will
+    cost. What is done is kept: a probe that was stopped goes on where it was. Writes probe.json, probe.md, probe.html,
+    and in probe/ the tables of latents and the fitted classifiers.
     """
-    accelerator = start(recipe)
-    talk, run = Talk(accelerator.is_main_process), Path(recipe.out)
-    student = load_student(run).to(accelerator.device)
-    # Probes measure the latents, so they may use labels that training had to do without.
-    labelled = replace(recipe.clips, labelled=recipe.probe.labelled)
-    clips = see_clips(replace(recipe, clips=labelled), accelerator)
-    wanted = {split: _labelled(clips.manifest, split) for split in SPLITS}
-    require_frames(clips.for_tests(), list(chain.from_iterable(wanted.values())), [0])
-    data = {}
-    for split, labelled_clips in wanted.items():
-        if not labelled_clips:
-            raise UserError(f"the probe needs labelled clips in the split {split!r}, and the data set has none")
-        answers = collect(student, clips, labelled_clips, recipe.train.batch, accelerator)
-        if answers.failed.all():
-            raise UserError(f"none of the clips in the split {split!r} can be read; run distill clips to see why")
-        data[split] = (answers.latent[~answers.failed], answers.label[~answers.failed])
-    readable = float((~answers.failed).mean())  # of the test split, the last one; what cannot be read counts as wrong
-    found = {}
-    if accelerator.is_main_process:
-        with talk.track(f"probe {run.name}", len(recipe.probe.probes)) as track:
-            for name in recipe.probe.probes:
-                verdict = judge(name, data["train"], data["val"], data["test"], recipe.seed)
-                verdict = replace(verdict, top1=verdict.top1 * readable)
-                found[name] = vars(verdict)
-                track.advance(1, f"{name} {percent(verdict.top1)}")
-        publish_text(run / "probe.json", json.dumps(found, indent=1))
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        write_report(run, run.name, {run.name: run}, clips, summary)
-    accelerator.wait_for_everyone()
+    answer(request)
+    return {}
+
+
+def answer(request: Request) -> dict[str, Any]:
+    """What probe.json says; empty in every process but the first."""
+    accelerator = start(request.recipes[0]) if request.recipes else None
+    talk = Talk(accelerator is None or accelerator.is_main_process)
+    encodings = [Encoding.of(recipe, accelerator) for recipe in request.recipes if accelerator]
+    encoded = [encoding.encode() for encoding in encodings]
+    found: dict[str, Any] = {}
+    if talk.active:
+        if encodings:
+            students, teachers = _of_runs(encodings, encoded, talk)
+        else:
+            students, teachers = [_elsewhere(request)], []
+        judged = _judge(request, [*students, *teachers], talk)
+        found = _publish(request, encodings, students, judged)
+        _tell(judged, talk)
+        talk.say(f"report: {Path(request.out, 'probe.html')}")
+    if accelerator:
+        accelerator.wait_for_everyone()
     return found
 
 
-def _labelled(manifest: Manifest, split: str) -> list[int]:
-    clips = manifest.clips
-    return [i for i in manifest.of(split) if clips[i].label >= 0 and (split == "test" or not clips[i].broken)]
+@dataclass(frozen=True)
+class Subject:
+    """A table to judge, and the folder in which the answer about it is kept."""
+
+    name: str
+    table: LatentTable
+    folder: Path
+    teacher: str = ""  # where the latents of a student's teacher are
+
+
+def _elsewhere(request: Request) -> Subject:
+    table = read_table(Path(request.latents))
+    return Subject(Path(request.latents).stem, table, Path(request.out, "probe", "latents"))
+
+
+def _of_runs(
+    encodings: Sequence[Encoding], encoded: Sequence[Shards], talk: Talk
+) -> tuple[list[Subject], list[Subject]]:
+    """The students of all runs, and each of their teachers once."""
+    students, teachers = list[Subject](), dict[str, Subject]()
+    for name, encoding, shards in zip(_names(encodings), encodings, encoded, strict=True):
+        folder, taught = Path(encoding.recipe.out, "probe"), encoding.teacher()
+        store = taught.about["store"] if isinstance(taught, LatentTable) else ""
+        if isinstance(taught, LatentTable) and store not in teachers:
+            teachers[store] = _kept(TEACHER, taught, folder / TEACHER, store)
+        elif isinstance(taught, str) and taught:
+            talk.say(f"{name}: no latents of a teacher to compare with: {taught}")
+        students.append(_kept(name, encoding.student(shards), folder / "student", store))
+    found = list(teachers.values())
+    if len({tuple(subject.table.classes) for subject in students}) > 1:
+        raise UserError("these runs have different classes, so their figures cannot be compared; probe them one by one")
+    return students, [replace(one, name=f"{TEACHER} {place}") for place, one in enumerate(found, 1)] if len(
+        found
+    ) > 1 else found
+
+
+def _kept(name: str, table: LatentTable, folder: Path, teacher: str) -> Subject:
+    """On the disk, and mapped from there."""
+    table.save(folder / "table")
+    return Subject(name, LatentTable.open(folder / "table"), folder, teacher)
+
+
+def _names(encodings: Sequence[Encoding]) -> list[str]:
+    """What to call runs: the last part of their folders, if that tells them apart."""
+    runs = [encoding.recipe.out for encoding in encodings]
+    last = [Path(run).resolve().name for run in runs]
+    return last if len(set(last)) == len(last) else runs
+
+
+def _judge(request: Request, subjects: Sequence[Subject], talk: Talk) -> list[Judged]:
+    folds, speed = request.options.folds, Speed.measured()
+    for subject in subjects:
+        least = folds or (0 if "val" in subject.table.splits else HOLD_OUT)
+        check(subject.table, least, subject.name)
+    plans = [_plan(request, subject, len(subjects), speed, talk) for subject in subjects]
+    total = sum(one.cost.seconds for planned in plans for one in planned) / (os.cpu_count() or 1)
+    if total > LONG and not request.options.budget:
+        talk.warn(f"this takes about {total / 3600:.1f} hours here; budget=1h, say, takes what fits into that")
+    return [_judged(subject, planned, request.seed, talk) for subject, planned in zip(subjects, plans, strict=True)]
+
+
+def _plan(request: Request, subject: Subject, subjects: int, speed: Speed, talk: Talk) -> list[Planned]:
+    """What will be done about a table, told with its price."""
+    splits, options = subject.table.splits, request.options
+    rows = len(splits["train"].label)
+    held_out = len(splits["val"].label) if "val" in splits else rows // HOLD_OUT
+
+    def size(folds: int) -> Size:
+        tested = rows if folds > 1 else held_out
+        return Size(rows, tested, len(splits["test"].label), subject.table.width, len(subject.table.classes), folds)
+
+    grids = {name: PROBES[name].grid(rows) for name in named(options)}
+    budget = read_budget(options.budget) / subjects if options.budget else None
+    planned, remarks = plan(
+        list(grids),
+        grids,
+        size,
+        options.folds or 1,
+        speed,
+        budget=budget,
+        cores=os.cpu_count() or 1,
+        memory=free_memory(),
+    )
+    about = f"{subject.name}: {rows:,} x {subject.table.width}, {len(subject.table.classes)} classes"
+    talk.table(about, ("", "search", "CPU time, expected", "memory"), table_rows(planned, grids))
+    for remark in remarks:
+        talk.say(remark)
+    return planned
+
+
+def _judged(subject: Subject, planned: Sequence[Planned], seed: int, talk: Talk) -> Judged:
+    probes, said = {}, {}
+    with talk.track(f"probe {subject.name}", sum(one.folds + STEPS for one in planned)) as track:
+        for one in planned:
+            folder = subject.folder / one.name
+            probes[one.name], said[one.name] = Judgement(subject.table, one, seed, folder, track)()
+    return Judged(subject.name, subject.table, latent_facts(subject.table), probes, said)
+
+
+def _publish(
+    request: Request, encodings: Sequence[Encoding], students: Sequence[Subject], judged: Sequence[Judged]
+) -> dict[str, Any]:
+    """Every run's own answer in its folder, and the answer that was asked for in `out`."""
+    own, taught = judged[: len(students)], judged[len(students) :]
+    found = _write(Path(request.out), own, taught)
+    for encoding, student, one in zip(encodings, students, own, strict=False):
+        run = Path(encoding.recipe.out)
+        if students[1:] or run != Path(request.out):
+            _write(run, [one], [other for other in taught if other.table.about["store"] == student.teacher])
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        write_report(run, run.name, {run.name: run}, encoding.clips, summary)
+    return found
+
+
+def _write(folder: Path, students: Sequence[Judged], teachers: Sequence[Judged]) -> dict[str, Any]:
+    classes = len(students[0].table.classes)
+    head: dict[str, Any] = {"chance": 1 / classes, "classes": classes}
+    told = {one.name: {"latents": one.latents, "probes": one.probes} for one in (*students, *teachers)}
+    whole = head | (
+        {"runs": {one.name: told[one.name] for one in students}} if students[1:] else told[students[0].name]
+    )
+    whole |= {one.name: told[one.name] for one in teachers}
+    publish_text(folder / "probe.json", json.dumps(whole, indent=1))
+    title = (
+        f"What the latents of {len(students)} runs know"
+        if students[1:]
+        else f"{students[0].name}: what its latents know"
+    )
+    write_pages(folder, title, [*students, *teachers], head["chance"])
+    return whole
+
+
+def _tell(judged: Sequence[Judged], talk: Talk) -> None:
+    names = list(dict.fromkeys(name for one in judged for name in one.probes))
+    rows = [[name, *(_figure(one.probes.get(name)) for one in judged)] for name in names]
+    rows.append(["chance", *(percent(1 / len(one.table.classes)) for one in judged)])
+    talk.table("top-1 on the test clips (95 % interval)", ("", *(one.name for one in judged)), rows)
+
+
+def _figure(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    low, high = found["test"]["interval"]
+    return f"{percent(found['test']['top1'])} ({100 * low:.1f} to {100 * high:.1f})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted, indexable
 from distill.probing.base import Array, OnePass
 
 Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
+Keep = Callable[[int, Array], object]
 
 
 def _best_has(name: str) -> Any:
@@ -38,14 +39,16 @@ class ProbeSearchCV(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # type
         self.refit = refit
         self.n_jobs = n_jobs
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, *, known: Mapping[int, Array] | None = None, keep: Keep | None = None) -> Self:
+        """`known` are folds of an earlier search with the same rows and grid, and their scores [setting]; `keep` is
+        told of every other as it is done. Both are for an estimator with a `cv_path`."""
         X, y = indexable(X, y)
         splits = list(check_cv(self.cv, y, classifier=True).split(X, y))
         folds = one_fold_each(splits, len(y)) if isinstance(self.estimator, OnePass) else None
         if folds is None:
             self._search_plainly(X, y, splits)
         else:
-            self._search_at_once(np.asarray(X), np.asarray(y), folds)
+            self._search_at_once(np.asarray(X), np.asarray(y), folds, dict(known or {}), keep)
         self.n_splits_ = len(splits)
         self.best_index_ = int(np.argmin(self.cv_results_["rank_test_score"]))
         self.best_params_ = self.cv_results_["params"][self.best_index_]
@@ -56,11 +59,17 @@ class ProbeSearchCV(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # type
             self.refit_time_ = time.perf_counter() - started
         return self
 
-    def _search_at_once(self, X: Array, y: Array, folds: Array) -> None:
+    def _search_at_once(self, X: Array, y: Array, folds: Array, found: dict[int, Array], keep: Keep | None) -> None:
         grid = list(ParameterGrid(self.param_grid))
+        todo = [fold for fold in range(folds.max() + 1) if fold not in found]
         started = time.perf_counter()
-        scores = clone(self.estimator).cv_path(X, y, folds, grid)
-        self.cv_results_ = results(grid, scores, (time.perf_counter() - started) / scores.size)
+        if todo:
+            for fold, scores in clone(self.estimator).cv_path(X, y, folds, grid, todo):
+                found[fold] = scores
+                if keep is not None:
+                    keep(fold, scores)
+        seconds = (time.perf_counter() - started) / max(1, len(todo) * len(grid))
+        self.cv_results_ = results(grid, np.stack([found[fold] for fold in sorted(found)], 1), seconds)
 
     def _search_plainly(self, X: Any, y: Any, splits: Sequence[tuple[Array, Array]]) -> None:
         search = GridSearchCV(

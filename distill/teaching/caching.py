@@ -115,11 +115,23 @@ def keep_frames(recipe: Recipe, filling: Filling, accelerator: Accelerator) -> N
 
 
 def keep_outputs(recipe: Recipe, filling: Filling, accelerator: Accelerator) -> None:
+    ask(recipe, filling, output_needs(recipe, filling.clips), accelerator)
+
+
+def ask(
+    recipe: Recipe,
+    filling: Filling,
+    needs: Needs,
+    accelerator: Accelerator,
+    kept: str = "teacher outputs",
+    doing: str = "ask teacher",
+) -> Shards:
+    """Ask the recipe's teacher about these clips; `kept` and `doing` are what a person is told of it."""
     clips, options = filling.clips, recipe.cache
-    shards, needs = cached_outputs(recipe, clips), output_needs(recipe, clips)
+    shards = cached_outputs(recipe, clips)
     shards.enroll(needs)
     todo = sum(map(len, shards.missing(needs).values()))
-    _announce(filling.talk, "teacher outputs", shards, todo)
+    _announce(filling.talk, kept, shards, todo)
     accelerator.wait_for_everyone()
     if todo:
         teacher = open_teacher(recipe.teacher, clips.manifest.classes, options.maps, options.autocast)
@@ -131,8 +143,9 @@ def keep_outputs(recipe: Recipe, filling: Filling, accelerator: Accelerator) -> 
             workers = filling.workers(frames)
             filling.talk.say(expect(asking, frames, look_at(at_once), todo, workers, accelerator.num_processes))
         filling.news = asking.news
-        filling.fill("ask teacher", shards, needs, frames, look_at, asking.make)
+        filling.fill(doing, shards, needs, frames, look_at, asking.make)
     _finish(shards, accelerator)
+    return shards
 
 
 def source_of_frames(options: CacheOptions, clips: ClipSet) -> tuple[Frames, Callable[[list[int]], list[int]]]:

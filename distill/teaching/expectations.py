@@ -87,7 +87,7 @@ def expect(asking: Asking, frames: Frames, numbers: list[int], todo: int, worker
     record = teaching + reading if asking.device.type == "cpu" else max(teaching, reading)
     line = (
         f"{each:,} bytes each, {size(each * todo)}; about {duration(todo * record / world)} "
-        f"(teacher {1 / teaching:.3g} a second, reading {1 / reading:.3g} a second"
+        f"(answering {1 / teaching:.3g} a second, reading {1 / reading:.3g} a second"
         + (f", {world} processes)" if world > 1 else ")")
     )
     return line + _effect(asking, shown, answer)

@@ -1,0 +1,239 @@
+"""One classifier on one table: search, fit, learning curve, and one look at the test split. What is done is kept.
+
+<folder>/search.json         scores of the folds that are done
+<folder>/probe.safetensors   the fitted classifier
+<folder>/said.npy            what it said of each test row
+<folder>/found.json          all there is to report; last
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.model_selection import PredefinedSplit, StratifiedKFold
+from xxhash import xxh3_128
+
+from distill.evaluate import confused_pairs, counts
+from distill.files import publish, publish_text
+from distill.probing.base import Array, Probe
+from distill.probing.classifiers import PROBES
+from distill.probing.costs import Planned
+from distill.probing.metrics import PerClass, interval, measures
+from distill.probing.saved import save_probe
+from distill.probing.search import ProbeSearchCV
+from distill.probing.table import LatentTable, Split
+from distill.probing.work import CURVE
+from distill.run_log import Track, percent
+
+HOLD_OUT = 10  # without a validation split one fold of so many is held out
+PAIRS = 50  # so many pairs of classes that are taken for one another are reported
+STEPS = 2 + len(CURVE)  # of a judgement beside its folds: fit, test, and the points of the curve
+VERSION = 1  # of what is kept
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a classifier is asked about a table."""
+
+    table: LatentTable
+    planned: Planned
+    seed: int
+    folder: Path
+    track: Track = field(repr=False)
+
+    def __call__(self) -> tuple[dict[str, Any], Array]:
+        """What is found, and what was said of each test row."""
+        kept = self._kept("found.json")
+        if kept is not None:
+            self.track.advance(self.planned.folds + STEPS)
+            return kept["found"], np.load(self.folder / "said.npy", allow_pickle=False)
+        started = time.process_time()
+        search = self._search()
+        setting, train = search.best_params_, self.table.splits["train"]
+        curve = list(self._curve(setting, search))
+        probe = self._fitted(setting, train.latent, train.label)
+        scores, shares = self._answers(probe, self.table.splits["test"])
+        if "val" in self.table.splits:
+            curve.append({"rows": len(train.label), "top1": self._top1(probe, self.table.splits["val"])})
+        self.track.advance(1, self.planned.name)
+        found = self._found(search, scores, shares) | {"curve": curve}
+        found["cost"] = {"seconds": time.process_time() - started, "expected": self.planned.cost.seconds}
+        self._keep(found, probe, scores.argmax(1))
+        self.track.advance(1, f"{self.planned.name} {percent(found['test']['top1'])}")
+        return found, scores.argmax(1)
+
+    # ------------------------------------------------------------ before the test
+
+    @cached_property
+    def folds(self) -> Array:
+        """[N] the fold that tests a training row; -1: none."""
+        train, wanted = self.table.splits["train"], self.planned.folds
+        folds = np.full(len(train.label), -1)
+        cut = StratifiedKFold(wanted if wanted > 1 else HOLD_OUT, shuffle=True, random_state=self.seed)
+        for fold, (_, tested) in enumerate(cut.split(folds, train.label)):
+            folds[tested] = fold if wanted > 1 or not fold else -1
+        return folds
+
+    def _search(self) -> ProbeSearchCV:
+        rows, label, folds = self._searched()
+        kind = PROBES[self.planned.name]
+        kept = self._kept("search.json") or {"folds": {}}
+        known = {int(fold): np.array(scores) for fold, scores in kept["folds"].items()}
+        self.track.advance(len(known))
+
+        def keep(fold: int, scores: Array) -> None:
+            known[fold] = scores
+            told = {"key": self.key, "folds": {str(one): known[one].tolist() for one in sorted(known)}}
+            publish_text(self.folder / "search.json", json.dumps(told))
+            self.track.advance(1, self.planned.name)
+
+        grid = dict(kind.grid(len(self.table.splits["train"].label)))
+        search = ProbeSearchCV(kind.make(self.seed), grid, PredefinedSplit(folds), refit=False)
+        return search.fit(rows, label, known=dict(known), keep=keep)
+
+    def _searched(self) -> tuple[Array, Array, Array]:
+        """Rows, labels and folds of the search: the validation split is its only fold, if that is to choose."""
+        train, val = self.table.splits["train"], self.table.splits.get("val")
+        if self.planned.folds > 1 or val is None:
+            return train.latent, train.label, self.folds
+        folds = np.repeat([-1, 0], [len(train.label), len(val.label)])
+        return np.concatenate([train.latent, val.latent]), np.concatenate([train.label, val.label]), folds
+
+    def _curve(self, setting: dict[str, Any], search: ProbeSearchCV) -> Iterator[dict[str, Any]]:
+        """Top-1 of the setting on the validation split, or on the first fold, by how many rows it was fitted on."""
+        train, held = self.table.splits["train"], self.table.splits.get("val")
+        rows = np.arange(len(train.label))
+        if held is None:
+            tested = self.folds == 0
+            rows, held = rows[~tested], Split(train.latent[tested], train.label[tested])
+        order = _rank_in_class(train.label[rows], self.seed)
+        for part in CURVE:
+            chosen = rows[order % part == 0]
+            probe = self._fitted(setting, train.latent[chosen], train.label[chosen])
+            yield {"rows": len(chosen), "top1": self._top1(probe, held)}
+            self.track.advance(1, self.planned.name)
+        if "val" not in self.table.splits:
+            top1 = search.cv_results_["split0_test_score"][search.best_index_]
+            yield {"rows": len(rows), "top1": float(top1)}
+
+    def _fitted(self, setting: dict[str, Any], rows: Array, label: Array) -> Probe:
+        probe: Probe = clone(PROBES[self.planned.name].make(self.seed)).set_params(**setting).fit(rows, label)
+        return probe
+
+    def _answers(self, probe: Probe, split: Split) -> tuple[Array, Array | None]:
+        """Scores and shares over all the table's classes, of which training may have lacked some."""
+        found = probe.scores(split.latent)
+        scores = np.full((len(found), len(self.table.classes)), -np.inf, found.dtype)
+        scores[:, probe.classes_] = found
+        shares = probe.shares(found)
+        if shares is None:
+            return scores, None
+        whole = np.zeros(scores.shape, shares.dtype)
+        whole[:, probe.classes_] = shares
+        return scores, whole
+
+    def _top1(self, probe: Probe, split: Split) -> float:
+        return float((self._answers(probe, split)[0].argmax(1) == split.label).mean())
+
+    # ------------------------------------------------------------ what came of it
+
+    def _found(self, search: ProbeSearchCV, scores: Array, shares: Array | None) -> dict[str, Any]:
+        test, classes = self.table.splits["test"], self.table.classes
+        figures = dict(measures(test.label, scores, shares, test.unanswered))
+        clips = len(test.label) + len(test.unanswered)
+        right = int((scores.argmax(1) == test.label).sum())
+        table = counts(test.label, scores.argmax(1), len(classes))
+        lost = np.bincount(test.unanswered, minlength=len(classes))
+        by_fold = np.array([search.cv_results_[f"split{fold}_test_score"] for fold in range(search.n_splits_)]).T
+        chosen = by_fold[search.best_index_]
+        return {
+            "about": PROBES[self.planned.name].about,
+            "setting": search.best_params_,
+            "grid": [
+                {"setting": setting, **_spread(of)}
+                for setting, of in zip(search.cv_results_["params"], by_fold, strict=True)
+            ],
+            "folds": {"count": len(chosen), **_spread(chosen)},
+            "test": {**figures, "interval": interval(right, clips), "clips": clips},
+            "classes": list(_by_class(table, lost, classes)),
+            "confused": [
+                {"true": classes[true], "said": classes[said], "count": count, "of": int(table[true].sum())}
+                for true, said, count in confused_pairs(table, PAIRS)
+            ],
+        }
+
+    # ------------------------------------------------------------ what is kept
+
+    @cached_property
+    def key(self) -> str:
+        """Everything that the answer depends on, but for the versions of libraries."""
+        kind, train = PROBES[self.planned.name], self.table.splits["train"]
+        about = {
+            "version": VERSION,
+            "table": fingerprint(self.table),
+            "classifier": repr(kind.make(self.seed).get_params()),
+            "grid": repr(kind.grid(len(train.label))),
+            "folds": self.planned.folds,
+            "seed": self.seed,
+        }
+        return xxh3_128(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def _kept(self, name: str) -> dict[str, Any] | None:
+        """What an earlier call left, if it was asked the same."""
+        path = self.folder / name
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return kept if isinstance(kept, dict) and kept.get("key") == self.key else None
+
+    def _keep(self, found: dict[str, Any], probe: Probe, said: Array) -> None:
+        about = {"table": dict(self.table.about), "setting": found["setting"], "test": found["test"]}
+        names = [self.table.classes[place] for place in probe.classes_]
+        save_probe(probe, names, self.folder / "probe.safetensors", about)
+        publish(self.folder / "said.npy", lambda part: _save(part, said))
+        publish_text(self.folder / "found.json", json.dumps({"key": self.key, "found": found}))
+
+
+def fingerprint(table: LatentTable) -> str:
+    """Of every latent and label."""
+    digest = xxh3_128(json.dumps(list(table.classes)).encode())
+    for name, split in sorted(table.splits.items()):
+        for rows in (split.latent, split.label, split.unanswered):
+            digest.update(f"{name} {rows.dtype} {rows.shape}".encode())
+            digest.update(np.ascontiguousarray(rows).data)
+    return digest.hexdigest()
+
+
+def _rank_in_class(label: Array, seed: int) -> Array:
+    """[N] a row's place among those of its class, drawn: every n-th of them keeps the shares of classes."""
+    draw = np.random.default_rng(seed).permutation(len(label))
+    order = draw[np.argsort(label[draw], kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(label))[:-1]])
+    place = np.empty(len(label), np.int64)
+    place[order] = np.arange(len(label)) - starts[label[order]]
+    return place
+
+
+def _spread(scores: Array) -> dict[str, Any]:
+    return {"mean": float(scores.mean()), "std": float(scores.std()), "scores": scores.tolist()}
+
+
+def _by_class(table: Array, lost: Array, classes: Any) -> Iterator[dict[str, Any]]:
+    each = PerClass.of(table, lost)
+    for place, name in enumerate(classes):
+        figures = {key: float(getattr(each, key)[place]) for key in ("precision", "recall", "f1")}
+        yield {"name": name, **figures, "support": int(each.support[place])}
+
+
+def _save(path: Path, rows: Array) -> None:
+    with path.open("wb") as stream:
+        np.save(stream, rows, allow_pickle=False)
