@@ -18,6 +18,7 @@ from distill.probing.residual import MLP
 from distill.probing.trees import Boosted, Forest, Tree
 
 Grid = Mapping[str, Sequence[Any]]
+STEPS = 500  # that a network trains, at least
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,16 @@ def _same(**grid: Sequence[Any]) -> Callable[[int], Grid]:
     return lambda rows: grid
 
 
+def _long_enough(rows: int) -> Grid:
+    """Few rows are seen more often."""
+    return {"lr": [3e-4, 1e-3], "epochs": [max(20, STEPS * MLP().batch // rows)]}
+
+
 PROBES: dict[str, Kind] = {
     "ridge": Kind(lambda seed: Ridge(), _same(alpha=np.logspace(0, 6, 13).tolist()), "ridge regression"),
     "lda": Kind(
         lambda seed: LDA(),
-        _same(shrinkage=[0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9]),
+        _same(shrinkage=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9]),
         "linear discriminant analysis, shrunken covariance",
     ),
     "knn": Kind(
@@ -80,5 +86,5 @@ PROBES: dict[str, Kind] = {
         _same(max_depth=[3], n_estimators=[25, 50, 100]),
         "XGBoost on 64 principal axes in 64 bins",
     ),
-    "mlp": Kind(lambda seed: MLP(random_state=seed), _same(lr=[3e-4, 1e-3]), "TinyAct's residual MLP"),
+    "mlp": Kind(lambda seed: MLP(random_state=seed), _long_enough, "TinyAct's residual MLP"),
 }

@@ -9,36 +9,10 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from distill import plugins
 from distill.probing.base import Array, Softmax, chunks, take
 from distill.probing.device import best_device
 from distill.probing.plain import inside, scaler_arrays, scaler_of, within
-
-
-class Residual(nn.Module):
-    """Features [B,D] -> scores [B,K]."""
-
-    def __init__(self, features: int, width: int, blocks: int, dropout: float, classes: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(features, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(width),
-                nn.Linear(width, width),
-                nn.GELU(),
-                nn.Dropout(dropout),
-                nn.Linear(width, width),
-                nn.Dropout(dropout),
-            )
-            for _ in range(blocks)
-        )
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        inside = self.project(features)
-        for block in self.blocks:
-            inside = inside + block(inside)
-        scores: Tensor = self.head(inside)
-        return scores
 
 
 class MLP(Softmax):
@@ -69,19 +43,25 @@ class MLP(Softmax):
         device, rows, label = best_device(), self._seen(X), torch.from_numpy(y)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.random_state)
-            shape = X.shape[1], self.width, self.blocks, self.dropout, len(self.classes_)
-            self.network_ = Residual(*shape).to(device)
+            self.network_ = self._network().to(device)
             optimizer = torch.optim.AdamW(self.network_.parameters(), lr=self.lr, weight_decay=self.weight_decay)
             steps = self.epochs * -(-len(rows) // self.batch)
             rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
             for _ in range(self.epochs):
                 for chosen in torch.randperm(len(rows)).split(self.batch):  # type: ignore[no-untyped-call]
-                    scores = self.network_(rows[chosen].to(device))
+                    scores, _ = self.network_(rows[chosen].to(device))
                     optimizer.zero_grad()
                     nn.functional.cross_entropy(scores, label[chosen].to(device)).backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     rate.step()
         self.network_.eval()
+
+    def _network(self) -> nn.Module:
+        """The student's own: rows [B,D] -> scores [B,K], embedding."""
+        tinyact = plugins.module("student", "tinyact")
+        shape = {"latent": self.n_features_in_, "hidden": self.width, "blocks": self.blocks, "dropout": self.dropout}
+        found: nn.Module = tinyact.ResidualMLP(tinyact.Options(**shape), len(self.classes_))
+        return found
 
     def learnt(self) -> dict[str, Array]:
         state = {name: value.cpu().numpy() for name, value in self.network_.state_dict().items()}
@@ -93,7 +73,7 @@ class MLP(Softmax):
         if len(given) != 4 + 6 * self.blocks:  # before so many blocks are made
             raise ValueError(f"{len(given)} arrays are no network of {self.blocks} blocks")
         with torch.device("meta"):
-            network = Residual(self.n_features_in_, self.width, self.blocks, self.dropout, len(self.classes_))
+            network = self._network()
         shapes = {name: value.shape for name, value in network.state_dict().items()}
         state = {name: torch.from_numpy(take(given, name, "f", *shape)) for name, shape in shapes.items()}
         network.load_state_dict(state, assign=True)
@@ -105,5 +85,5 @@ class MLP(Softmax):
     @torch.no_grad()
     def decide(self, X: Array) -> Array:
         device = next(self.network_.parameters()).device
-        found = [self.network_(self._seen(X[part]).to(device)).cpu().numpy() for part in chunks(len(X))]
+        found = [self.network_(self._seen(X[part]).to(device))[0].cpu().numpy() for part in chunks(len(X))]
         return np.concatenate(found)
