@@ -7,7 +7,7 @@ what the loss's curvature would be if it were the same for all rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from distill.probing.base import chunks
 
-ROWS = 512  # of a chunk that stays in a core's cache while its sums are taken
 MOST_STEPS = 500
 PATIENCE = 20  # steps without getting nearer by half: more than single precision gives
 TOLERANCE = 3e-8
@@ -196,7 +195,7 @@ class _Descent:
         """The loss's derivative, its value, and its mean second derivative."""
         slopes, values, bends = [torch.empty_like(part) for part in scores], [], []
         for part, (_, label), slope in zip(scores, self.task.parts, slopes, strict=True):
-            for rows in chunks(len(part), ROWS):
+            for rows in _pieces(part):
                 slope[rows] = near = self.loss.slope(part[rows], label[rows])
                 values.append(self.loss.value(near, label[rows]))
                 bends.append(self.loss.bend(near, label[rows]))
@@ -244,6 +243,13 @@ class _Descent:
     def _along(self, scores: Sequence[Tensor], moved: Sequence[Tensor], reach: Tensor) -> Tensor:
         found = []
         for part, other, (_, label) in zip(scores, moved, self.task.parts, strict=True):
-            for rows in chunks(len(part), ROWS):
+            for rows in _pieces(part):
                 found.append(self.loss.along(torch.addcmul(part[rows], other[rows], reach), other[rows], label[rows]))
         return torch.stack(found).sum(0)
+
+
+def _pieces(scores: Tensor) -> Iterator[slice]:
+    """On a processor so small that a piece stays in the cache while its sums are taken, and that torch leaves it to one
+    thread: threads that wait for each other at every turn cost more than the work on a machine that is not theirs."""
+    numbers = 1 << (15 if scores.device.type == "cpu" else 24)
+    return chunks(len(scores), max(1, numbers // scores.shape[1]))

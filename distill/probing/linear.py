@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ import torch
 from distill.probing.base import Array, LinearProbe, Setting, Softmax
 from distill.probing.descent import TOLERANCE, CrossEntropy, Linear, Loss, Solution, SquaredHinge, Task, minimise
 from distill.probing.device import best_device
-from distill.probing.moments import Moments, View, per_fold
+from distill.probing.moments import Moments, View, training
 
 
 class _Batched(LinearProbe):
@@ -36,25 +36,27 @@ class _Batched(LinearProbe):
     ) -> Solution:
         return minimise(_task(view, parts), self.loss, C, start, self.tol)
 
-    def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
+    def cv_path(
+        self, X: Array, y: Array, folds: Array, grid: Sequence[Setting], todo: Sequence[int]
+    ) -> Iterator[tuple[int, Array]]:
         classes, encoded = np.unique(y, return_inverse=True)
         order = np.argsort(folds, kind="stable")  # a fold is a stretch of rows, and its training set two
         starts = np.searchsorted(folds[order], np.arange(folds.max() + 2))
         near, _, rows = _near(X[order])
         label = _labels(encoded[order])
         rising = sorted(range(len(grid)), key=lambda place: grid[place].get("C", self.C))
-        found = np.empty((len(grid), len(starts) - 1))
-        for fold, moments in enumerate(per_fold(near, encoded[order], folds[order], len(classes))):
-            view = View.of(moments, self.standardise)
+        sums = training(near, encoded[order], folds[order], len(classes))
+        for fold in todo:
+            view = View.of(sums(fold), self.standardise)
             first, last = starts[fold : fold + 2].tolist()
             parts = [(rows[:first], label[:first]), (rows[last:], label[last:])]
             tested = _task(view, [(rows[first:last], label[first:last])])
-            start = None
+            found, start = np.empty(len(grid)), None
             for place in rising:
                 start = self._solve(view, parts, grid[place].get("C", self.C), start).linear
                 said = tested.scores(start)[0].argmax(1)
-                found[place, fold] = float((said == label[first:last]).double().mean())
-        return found
+                found[place] = float((said == label[first:last]).double().mean())
+            yield fold, found
 
 
 class LinearSVM(_Batched):

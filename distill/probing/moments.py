@@ -1,13 +1,14 @@
 """Sums over training sets, from which ridge regression and discriminant analysis follow without another look at rows.
 
-A fold's training set is all rows less the fold's, so its sums are the whole's less the fold's: ten folds cost what one
-training set costs.
+A fold's training set is the other folds, and its sums are theirs together: ten folds cost what one training set costs.
+To take the fold's from the whole's would be less work yet, but would lose the digits below its largest row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -35,11 +36,15 @@ class Moments:
             square += near.T @ near
         return Moments(shift, np.bincount(y, minlength=classes).astype(np.float64), total, square)
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(self.shift, self.count + other.count, self.total + other.total, self.square + other.square)
-
-    def __sub__(self, other: Moments) -> Moments:
-        return Moments(self.shift, self.count - other.count, self.total - other.total, self.square - other.square)
+    @staticmethod
+    def together(parts: Iterable[Moments]) -> Moments:
+        first, *others = parts
+        count, total, square = first.count.copy(), first.total.copy(), first.square.copy()
+        for other in others:
+            count += other.count
+            total += other.total
+            square += other.square
+        return Moments(first.shift, count, total, square)
 
     @property
     def rows(self) -> float:
@@ -54,7 +59,8 @@ class Moments:
     @cached_property
     def centred(self) -> Array:
         """[D,D] products of the rows less their mean."""
-        centred: Array = self.square - self.rows * np.outer(self.mean, self.mean)
+        centred = np.outer(-self.rows * self.mean, self.mean)
+        centred += self.square
         return centred
 
     @cached_property
@@ -81,8 +87,13 @@ class View:
     def of(moments: Moments, standardise: bool) -> View:
         scale = moments.spread if standardise else np.ones_like(moments.mean)
         total = (moments.total - moments.count[:, None] * moments.mean) / scale
-        gram = moments.centred / np.outer(scale, scale)
+        gram = moments.centred / scale
+        gram /= scale[:, None]
         return View(moments.shift + moments.mean, scale, gram, total, moments.count)
+
+    def seen(self, rows: Array) -> Array:
+        found: Array = ((rows - self.centre) / self.scale).astype(rows.dtype)
+        return found
 
     def straight(self, weights: Array, constant: Array) -> tuple[Array, Array]:
         """Weights [D,K] on features so seen, as weights [K,D] and constants on features as they are."""
@@ -90,12 +101,11 @@ class View:
         return coef, constant - coef @ self.centre
 
 
-def per_fold(X: Array, y: Array, folds: Array, classes: int) -> list[Moments]:
-    """Of each fold's training set."""
+def training(X: Array, y: Array, folds: Array, classes: int) -> Callable[[int], Moments]:
+    """Of the rows that a fold learns from."""
     shift = X.mean(0, dtype=np.float64)
     parts = {fold: Moments.of(X[folds == fold], y[folds == fold], classes, shift) for fold in np.unique(folds).tolist()}
-    whole = reduce(Moments.__add__, parts.values())
-    return [whole - part for fold, part in parts.items() if fold >= 0]
+    return lambda fold: Moments.together(part for other, part in parts.items() if other != fold)
 
 
 def _membership(y: Array, classes: int) -> csr_array:

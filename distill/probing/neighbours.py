@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distill.probing.base import Array, Setting, Shares
+from distill.probing.base import Array, Setting, Shares, chunks
 from distill.probing.device import best_device
 
 METRICS = ("cosine", "euclidean")
 WEIGHTS = ("uniform", "distance", "softmax")
-AT_ONCE = 1 << 25  # distances held at once
+SIDE = 8192  # of the squares of distances that are held at once
+AT_ONCE = 1 << 22  # of them, while the nearest are chosen
+ROUNDING = 16  # times the precision: what a product of long rows may be off
 
 
 class KNN(Shares):
@@ -41,60 +45,114 @@ class KNN(Shares):
                 raise ValueError("n_neighbors is at least 1 and temperature above 0")
 
     def decide(self, X: Array) -> Array:
-        near = Neighbours(self.rows_, self.metric)
-        found = [
-            votes(*near.of(X[rows], self.n_neighbors, self.labels_), len(self.classes_), self)
-            for rows in near.chunks(len(X))
-        ]
+        known = _Seen(self.rows_, self.rows_, self.metric)
+        asking = _Seen(X.astype(self.rows_.dtype, copy=False), self.rows_, self.metric)
+        nearest = _Nearest(len(X), min(self.n_neighbors, len(self.rows_)), known.rows)
+        label, found = torch.from_numpy(self.labels_).to(known.rows.device), []
+        for queries in _tiles(0, len(X)):
+            for rows in _tiles(0, len(self.rows_)):
+                nearest.meet(queries, asking.products(queries, known, rows), known, rows)
+            distance = asking.distance(queries, nearest.close[queries])
+            found.append(votes(distance, label[nearest.place[queries]], len(self.classes_), self))
         return torch.cat(found).cpu().numpy()
 
-    def cv_path(self, X: Array, y: Array, folds: Array, grid: Sequence[Setting]) -> Array:
+    def cv_path(
+        self, X: Array, y: Array, folds: Array, grid: Sequence[Setting], todo: Sequence[int]
+    ) -> Iterator[tuple[int, Array]]:
         self._check(grid)
-        classes, encoded = np.unique(y, return_inverse=True)
         settings = [type(self)(**{**self.get_params(), **setting}) for setting in grid]
-        found = np.zeros((len(grid), folds.max() + 1))
-        for metric in dict.fromkeys(setting.metric for setting in settings):
-            places = [place for place, setting in enumerate(settings) if setting.metric == metric]
-            most = max(settings[place].n_neighbors for place in places)
-            for fold in range(found.shape[1]):
-                tested = np.flatnonzero(folds == fold)
-                near = Neighbours(X[folds != fold], metric)
-                for rows in near.chunks(len(tested)):
-                    distance, label = near.of(X[tested[rows]], most, encoded[folds != fold])
-                    truth = torch.from_numpy(encoded[tested[rows]]).to(label.device)
-                    for place in places:
-                        said = votes(distance, label, len(classes), settings[place]).argmax(1)
-                        found[place, fold] += int((said == truth).sum())
-                found[places, fold] /= len(tested)
-        return found
+        rows, label, starts = _in_turn(X, y, folds, todo)
+        most: dict[str, int] = {}
+        for setting in settings:
+            most[setting.metric] = max(setting.n_neighbors, most.get(setting.metric, 0))
+        passes = [elsewhere(rows, starts, count, metric) for metric, count in most.items()]
+        for fold, first, last, *found in zip(todo, starts, starts[1:], *passes, strict=False):
+            near = {metric: (distance, label[place]) for metric, (distance, place) in zip(most, found, strict=True)}
+            said = [votes(*near[setting.metric], int(label.max()) + 1, setting).argmax(1) for setting in settings]
+            yield fold, np.array([float((answer == label[first:last]).double().mean()) for answer in said])
 
 
-class Neighbours:
-    """Rows to be near to."""
+def _in_turn(X: Array, y: Array, folds: Array, todo: Sequence[int]) -> tuple[Array, Tensor, list[int]]:
+    """Rows and places of their classes, each fold of `todo` a stretch of them and the rest after; where each starts."""
+    turn = np.full(folds.max() + 2, len(todo))
+    turn[list(todo)] = np.arange(len(todo))
+    order = np.argsort(turn[folds], kind="stable")
+    label = torch.from_numpy(np.unique(y, return_inverse=True)[1][order]).to(best_device())
+    return X[order], label, np.searchsorted(turn[folds][order], np.arange(len(todo) + 1)).tolist()
 
-    def __init__(self, rows: Array, metric: str) -> None:
-        self.metric, self.device, self.kind = metric, best_device(), rows.dtype
-        self.rows = self._seen(rows)
-        self.half = self.rows.square().sum(1) / 2
 
-    def _seen(self, rows: Array) -> Tensor:
-        seen = torch.from_numpy(np.ascontiguousarray(rows, self.kind)).to(self.device)
-        return torch.nn.functional.normalize(seen, dim=1, eps=0.0).nan_to_num() if self.metric == "cosine" else seen
+class _Seen:
+    """Rows as a metric sees them: the nearer two of them, the larger is their product less half the other's square."""
 
-    def chunks(self, count: int) -> list[slice]:
-        size = max(1, AT_ONCE // len(self.rows))
-        return [slice(at, at + size) for at in range(0, count, size)]
+    def __init__(self, rows: Array, known: Array, metric: str) -> None:
+        self.metric = metric
+        if metric == "euclidean":  # distances are what is left of squares, so the squares are kept small
+            rows = rows - known.mean(0, dtype=np.float64).astype(rows.dtype)
+        self.rows = torch.from_numpy(np.ascontiguousarray(rows)).to(best_device())
+        if metric == "cosine":
+            self.rows = torch.nn.functional.normalize(self.rows, dim=1, eps=torch.finfo(self.rows.dtype).tiny)
+        self.half = self.rows.square().sum(1) / 2 if metric == "euclidean" else self.rows.new_zeros(len(rows))
 
-    def of(self, queries: Array, most: int, labels: Array) -> tuple[Tensor, Tensor]:
-        """Distances of the nearest, in order, and their labels [N,most]."""
-        seen = self._seen(queries)
-        close = torch.addmm(-self.half, seen, self.rows.T)  # orders as the distance does
-        top = close.topk(min(most, len(self.rows)), sorted=True)
-        if self.metric == "cosine":
-            distance = (0.5 - top.values).clamp(min=0)
-        else:
-            distance = (seen.square().sum(1, keepdim=True) - 2 * top.values).clamp(min=0).sqrt()
-        return distance, torch.from_numpy(labels).to(self.device)[top.indices]
+    def products(self, queries: slice, known: _Seen, rows: slice) -> Tensor:
+        """[n,m]; on a processor by NumPy, which takes half the time for a square of rows with themselves."""
+        one, other = self.rows[queries], known.rows[rows]
+        return torch.from_numpy(one.numpy() @ other.numpy().T) if one.device.type == "cpu" else one @ other.T
+
+    def distance(self, queries: slice, close: Tensor) -> Tensor:
+        cosine, square = self.metric == "cosine", 2 * self.half[queries, None]
+        apart = 1 - close if cosine else square - 2 * close
+        noise = ROUNDING * torch.finfo(apart.dtype).eps * (1 if cosine else square)
+        apart = torch.where(apart <= noise, 0, apart)  # or else one of equal rows would be nearer than another
+        return apart if cosine else apart.sqrt()
+
+
+class _Nearest:
+    """To each row that asks, the nearest of the rows that it has met."""
+
+    def __init__(self, asking: int, most: int, like: Tensor) -> None:
+        self.close = like.new_full((asking, most), -math.inf)
+        self.place = torch.zeros(self.close.shape, dtype=torch.int64, device=like.device)
+
+    def meet(self, queries: slice, product: Tensor, known: _Seen, rows: slice) -> None:
+        close, place, most = self.close[queries], self.place[queries], self.close.shape[1]
+        for some in chunks(len(product), max(1, AT_ONCE // product.shape[1])):
+            # The nearest so far come first: topk soon passes over what is farther than they are.
+            both = torch.cat([close[some], product[some] - known.half[rows]], 1)
+            close[some], chosen = both.topk(most)
+            before = place[some].gather(1, chosen.clamp(max=most - 1))
+            place[some] = torch.where(chosen < most, before, chosen + (rows.start - most))
+
+
+def elsewhere(rows: Array, starts: Sequence[int], most: int, metric: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """To the rows of each stretch in turn the nearest that are not in it: their distances, rising, and places [n,most].
+
+    Rows after the last stretch ask nothing. The product of two rows serves both.
+    """
+    seen, stretches = _Seen(rows, rows, metric), list(pairwise(starts))
+    nearest = _Nearest(starts[-1], min(most, len(rows)), seen.rows)
+    asking, rest = (_tiles(first, last) for first, last in pairwise([0, starts[-1], len(rows)]))
+    for at, tile in enumerate(asking):
+        for place, other in enumerate(asking[at:] + rest, at):
+            product = seen.products(tile, seen, other)
+            for stretch in stretches:
+                product[_part(stretch, tile), _part(stretch, other)] = -math.inf
+            nearest.meet(tile, product, seen, other)
+            if at < place < len(asking):
+                nearest.meet(other, product.T, seen, tile)
+        for first, last in stretches:
+            if tile.start < last <= tile.stop:
+                there = slice(0, len(rows) - (last - first))
+                distance = seen.distance(slice(first, last), nearest.close[first:last, there])
+                yield distance, nearest.place[first:last, there]
+
+
+def _tiles(first: int, last: int) -> list[slice]:
+    return [slice(at, min(at + SIDE, last)) for at in range(first, last, SIDE)]
+
+
+def _part(stretch: tuple[int, int], tile: slice) -> slice:
+    """What of the stretch is in the tile, counted from the tile's start."""
+    return slice(max(stretch[0] - tile.start, 0), max(min(stretch[1], tile.stop) - tile.start, 0))
 
 
 def votes(distance: Tensor, label: Tensor, classes: int, setting: KNN) -> Tensor:
