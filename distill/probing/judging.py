@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -125,8 +126,11 @@ class Judgement:
             yield {"rows": len(rows), "top1": float(top1)}
 
     def _fitted(self, setting: dict[str, Any], rows: Array, label: Array) -> Probe:
-        probe: Probe = clone(PROBES[self.planned.name].make(self.seed)).set_params(**setting).fit(rows, label)
-        return probe
+        probe = clone(PROBES[self.planned.name].make(self.seed)).set_params(**setting)
+        with warnings.catch_warnings():  # a learning curve begins with few rows of many classes
+            warnings.filterwarnings("ignore", "The number of unique classes is greater than")
+            fitted: Probe = probe.fit(rows, label)
+        return fitted
 
     def _answers(self, probe: Probe, split: Split) -> tuple[Array, Array | None]:
         """Scores and shares over all the table's classes, of which training may have lacked some."""
