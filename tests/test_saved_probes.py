@@ -191,12 +191,16 @@ def test_a_header_that_is_none_is_refused(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(tmp_path)
 
 
-def test_arrays_of_no_probe_are_refused(tmp_path: Path) -> None:
-    path = saved(fitted("knn", LABELS["many"]), tmp_path / "probe")
-    rows = load_file(path)["rows_"]
-    for name in ("classes_", "scores", "decide\n" * 999, "__class__"):
-        saved(fitted("knn", LABELS["many"]), path)
-        assert "is nothing that a KNN learns" in refusal(changed(path, {name: rows}))
+@EVERY
+def test_arrays_of_no_probe_change_nothing(name: str, tmp_path: Path) -> None:
+    path = saved(fitted(name, LABELS["many"]), tmp_path / "probe")
+    wanted = load_probe(path).probe
+    for odd in ("classes_", "scores", "decide\n" * 999, "__class__"):
+        saved(fitted(name, LABELS["many"]), path)
+        found = load_probe(changed(path, {odd: np.zeros(3)})).probe
+        assert type(found) is type(wanted)
+        assert vars(found).keys() == vars(wanted).keys()
+        assert np.array_equal(found.classes_, wanted.classes_)
 
 
 # ---------------------------------------------------------------- arrays that somebody made up
@@ -223,6 +227,8 @@ def test_no_array_may_be_lacking_shorter_or_beyond_its_bounds(name: str, tmp_pat
         ("mlp", {"width": 10**12}),
         ("knn", {"temperature": 0.0}),
         ("knn", {"n_neighbors": -1}),
+        ("knn", {"metric": "nearness"}),
+        ("knn", {"weights": "many"}),
     ],
 )
 def test_settings_that_do_not_fit_the_arrays_are_refused(name: str, params: dict[str, Any], tmp_path: Path) -> None:

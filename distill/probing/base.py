@@ -58,17 +58,8 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return {name: value for name, value in left.items() if name.endswith("_") and name not in ABOUT_DATA}
 
     def restore(self, arrays: Mapping[str, Array]) -> None:
-        """Take it back, of as many features and classes as this probe has by now; what does not fit is a ValueError.
-
-        Unless a kind says otherwise these are rows, and their places in classes.
-        """
-        count = {len(value) for value in arrays.values() if value.ndim}
-        for name, value in arrays.items():
-            if not name.endswith("_") or name in ABOUT_DATA or hasattr(type(self), name):
-                raise ValueError(f"{name!r:.40} is nothing that a {type(self).__name__} learns")
-            places = value.dtype.kind == "i"
-            shape = (max(count), self.n_features_in_)[: 1 if places else 2]
-            setattr(self, name, take(arrays, name, "i" if places else "f", *shape, below=len(self.classes_)))
+        """Take it back, of as many features and classes as this probe has by now; what does not fit is a ValueError."""
+        raise NotImplementedError
 
     def cv_path(
         self, X: Array, y: Array, folds: Array, grid: Sequence[Setting], todo: Sequence[int]
