@@ -1,11 +1,13 @@
 """What probes cost beside what was said before, on made-up latents: `python -m tools.bench_probe_costs`.
 
-Each runs alone in a process of its own, on one thread if OMP_NUM_THREADS=1 is set. The laws' constants are from here.
+Each runs in a process of its own, on one thread: how long more of them wait for one another is no law, and on a machine
+that others use too it is most of the time. The constants of the laws are from here.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -60,6 +62,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="rows x features x classes")
     parser.add_argument("--folds", type=int, default=5, help="1: a tenth is held out")
     given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started
     talk, lines = Talk(), []
     for text in given.sizes:
         rows, width, classes = map(int, text.split("x"))

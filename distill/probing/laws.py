@@ -13,12 +13,11 @@ from dataclasses import replace
 from distill.probing.base import ROWS, Setting
 from distill.probing.descent import MOST_STEPS
 from distill.probing.neighbours import SIDE
-from distill.probing.work import CURVE as CURVE
 from distill.probing.work import DOUBLE, SINGLE, Law, Size, Work, linear, together
 
 CALL = Work(passes=1e5)  # what anything takes, however small
 STARTED = Work(passes=5e8)  # loading what PyTorch's optimisers need
-MET = 5.0  # passes over a row's products with others in which its nearest are found
+MET = 4.5  # passes over a row's products with others in which its nearest are found
 
 # ------------------------------------------------------------ from sums
 

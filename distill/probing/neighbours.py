@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distill.probing.base import Array, Setting, Shares, chunks
+from distill.probing.base import Array, Setting, Shares, chunks, take
 from distill.probing.device import best_device
 
 METRICS = ("cosine", "euclidean")
 WEIGHTS = ("uniform", "distance", "softmax")
 SIDE = 8192  # of the squares of distances that are held at once
-AT_ONCE = 1 << 22  # of them, while the nearest are chosen
+AT_ONCE = {"cpu": 1 << 21, "cuda": SIDE * SIDE}  # of them, while the nearest are chosen: on a processor from its cache
+GROUP = 8
 ROUNDING = 16  # times the precision: what a product of long rows may be off
 
 
@@ -34,6 +35,11 @@ class KNN(Shares):
     def fit_encoded(self, X: Array, y: Array) -> None:
         self._check([{}])
         self.rows_, self.labels_ = X, y
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        self._check([{}])
+        self.rows_ = take(arrays, "rows_", "f", None, self.n_features_in_)
+        self.labels_ = take(arrays, "labels_", "i", len(self.rows_), below=len(self.classes_))
 
     def _check(self, grid: Sequence[Setting]) -> None:
         for setting in grid:
@@ -115,12 +121,24 @@ class _Nearest:
 
     def meet(self, queries: slice, product: Tensor, known: _Seen, rows: slice) -> None:
         close, place, most = self.close[queries], self.place[queries], self.close.shape[1]
-        for some in chunks(len(product), max(1, AT_ONCE // product.shape[1])):
-            # The nearest so far come first: topk soon passes over what is farther than they are.
-            both = torch.cat([close[some], product[some] - known.half[rows]], 1)
-            close[some], chosen = both.topk(most)
+        for some in chunks(len(product), max(1, AT_ONCE[product.device.type] // product.shape[1])):
+            close[some], chosen = _largest(torch.cat([close[some], product[some] - known.half[rows]], 1), most)
             before = place[some].gather(1, chosen.clamp(max=most - 1))
             place[some] = torch.where(chosen < most, before, chosen + (rows.start - most))
+
+
+def _largest(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """topk by two that are shorter, so in half the time: the largest are in the groups whose own largest are."""
+    groups = values.shape[1] // GROUP
+    if groups < most:
+        return values.topk(most)
+    heads = values[:, : GROUP * groups].view(-1, GROUP, groups).amax(1)
+    members = torch.arange(0, GROUP * groups, groups, device=values.device)[:, None]
+    inside = (heads.topk(most, sorted=False).indices[:, None] + members).flatten(1)
+    beyond = torch.arange(GROUP * groups, values.shape[1], device=values.device).expand(len(values), -1)
+    places = torch.cat([inside, beyond], 1)
+    best, chosen = values.gather(1, places).topk(most)
+    return best, places.gather(1, chosen)
 
 
 def elsewhere(rows: Array, starts: Sequence[int], most: int, metric: str) -> Iterator[tuple[Tensor, Tensor]]:
