@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 from sklearn.model_selection import ParameterGrid
 from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits
 
 from distill.errors import UserError
 from distill.probing.laws import LAWS, tree
-from distill.probing.work import Size as Size
-from distill.probing.work import Work
+from distill.probing.work import Size, Work
 
 Grid = Mapping[str, Sequence[Any]]
 REPEATS = 5  # of a measurement; the fastest counts, as others disturbed it least

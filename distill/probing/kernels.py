@@ -14,6 +14,8 @@ from distill.probing.base import Array, Probe, Setting, alike, chunks, take
 from distill.probing.gaussian import Ridge
 from distill.probing.plain import inside, machine_arrays, machine_of, scaler_arrays, scaler_of, within
 
+AT_ONCE = 512  # rows that a machine of pairs of classes judges: each has a score for every pair on the way
+
 
 class KernelSVM(Probe):
     """SVC with a Gaussian kernel, over standardised features."""
@@ -27,7 +29,7 @@ class KernelSVM(Probe):
         self.machine_ = make_pipeline(StandardScaler(), SVC(**self.get_params())).fit(X, y)
 
     def decide(self, X: Array) -> Array:
-        scores: Array = self.machine_.decision_function(X)
+        scores = np.concatenate([self.machine_.decision_function(X[part]) for part in chunks(len(X), AT_ONCE)])
         return np.stack([-scores, scores], 1) / 2 if scores.ndim == 1 else scores
 
     def learnt(self) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from distill.probing.base import ROWS, Setting
 from distill.probing.descent import MOST_STEPS
+from distill.probing.kernels import AT_ONCE
 from distill.probing.neighbours import SIDE
 from distill.probing.work import DOUBLE, SINGLE, Law, Size, Work, linear, together
 
@@ -221,7 +222,7 @@ class Pairs(Law):
         return {
             "copies of the rows": size.rows * (size.width * (2.0 * SINGLE + 2 * DOUBLE) + size.classes * 2 * DOUBLE),
             "kernels": min(2e8, DOUBLE * (2 * size.rows / size.classes) ** 2),
-            f"scores of {pairs:.0f} pairs of classes": (2 * DOUBLE + 1) * size.test * pairs,
+            f"scores of {pairs:.0f} pairs of classes": (2 * DOUBLE + 1) * min(size.test, AT_ONCE) * pairs,
         }
 
 

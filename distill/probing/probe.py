@@ -12,13 +12,14 @@ from typing import Any
 from distill.errors import UserError
 from distill.files import publish_text
 from distill.probing.classifiers import PROBES
-from distill.probing.costs import Planned, Size, Speed, free_memory, plan, read_budget, table_rows
+from distill.probing.costs import Planned, Speed, free_memory, plan, read_budget, table_rows
 from distill.probing.encode import Encoding
 from distill.probing.judged import Judged, latent_facts
 from distill.probing.judging import HOLD_OUT, STEPS, Judgement
 from distill.probing.page import write_pages
 from distill.probing.request import Request, named
 from distill.probing.table import LatentTable, check, read_table
+from distill.probing.work import Size
 from distill.report import write_report
 from distill.run_log import Talk, percent
 from distill.shards.grid import Shards
