@@ -302,7 +302,7 @@ def test_two_processes_encode_what_one_does(run: Path) -> None:
 def test_runs_are_compared_with_each_other_and_with_their_teacher(
     tmp_path: Path, tiny_arguments: Callable[..., list[str]]
 ) -> None:
-    teacher = tmp_path / "runs" / "taught"
+    teacher = tmp_path / "runs" / "teacher"
     assert command.run("train", tiny_arguments("tiny", teacher, "clips.source.train=12")) == 0
     more = ["clips.source.train=12", "objective.kl={weight: 1}", f"teacher={{name: student, run: {teacher}}}"]
     given = {name: tiny_arguments("tiny", tmp_path / "runs" / name, *more, "cache.outputs=true") for name in "ab"}
@@ -320,6 +320,13 @@ def test_runs_are_compared_with_each_other_and_with_their_teacher(
     assert alone["teacher"]["latents"] == found["teacher"]["latents"]
     page = (tmp_path / "runs" / "probe.html").read_text()
     assert "teacher" in page
+    assert command.run("probe", [f"run={tmp_path / 'runs' / 'a'}", FAST, "folds=2", "teacher=false"]) == 0
+    assert "teacher" not in json.loads((tmp_path / "runs" / "a" / "probe.json").read_text())
+    named_alike = f"run={runs},{teacher}"
+    assert command.run("probe", [named_alike, FAST, "folds=2"]) == 0
+    found = json.loads((tmp_path / "runs" / "probe.json").read_text())
+    assert list(found["runs"]) == ["a", "b", "teacher"]
+    assert found["teacher 1"]["probes"].keys() == found["runs"]["teacher"]["probes"].keys()
     kept = LatentTable.open(tmp_path / "runs" / "a" / "probe" / "teacher" / "table").splits["test"]
     clips = opened(teacher)
     recipe = read_recipe([f"recipe={teacher / 'recipe.yaml'}"])

@@ -90,19 +90,20 @@ def _of_runs(
     """The students of all runs, and each of their teachers once."""
     students, teachers = list[Subject](), dict[str, Subject]()
     for name, encoding, shards in zip(_names(encodings), encodings, encoded, strict=True):
-        folder, taught = Path(encoding.recipe.out, "probe"), encoding.teacher()
-        store = taught.about["store"] if isinstance(taught, LatentTable) else ""
-        if isinstance(taught, LatentTable) and store not in teachers:
-            teachers[store] = _kept(TEACHER, taught, folder / TEACHER, store)
-        elif isinstance(taught, str) and taught:
+        folder, store = Path(encoding.recipe.out, "probe"), ""
+        taught = encoding.teacher() if encoding.recipe.probe.teacher else None
+        if isinstance(taught, LatentTable):
+            store = taught.about["store"]
+            if store not in teachers:
+                teachers[store] = _kept(TEACHER, taught, folder / TEACHER, store)
+        elif taught:
             talk.say(f"{name}: no latents of a teacher to compare with: {taught}")
         students.append(_kept(name, encoding.student(shards), folder / "student", store))
-    found = list(teachers.values())
     if len({tuple(subject.table.classes) for subject in students}) > 1:
         raise UserError("these runs have different classes, so their figures cannot be compared; probe them one by one")
-    return students, [replace(one, name=f"{TEACHER} {place}") for place, one in enumerate(found, 1)] if len(
-        found
-    ) > 1 else found
+    alone = len(teachers) == 1 and TEACHER not in {subject.name for subject in students}
+    numbered = (replace(one, name=f"{TEACHER} {place}") for place, one in enumerate(teachers.values(), 1))
+    return students, list(teachers.values() if alone else numbered)
 
 
 def _kept(name: str, table: LatentTable, folder: Path, teacher: str) -> Subject:
@@ -184,21 +185,23 @@ def _publish(
 
 
 def _write(folder: Path, students: Sequence[Judged], teachers: Sequence[Judged]) -> dict[str, Any]:
+    """The answer as JSON and as pages."""
     classes = len(students[0].table.classes)
-    head: dict[str, Any] = {"chance": 1 / classes, "classes": classes}
-    told = {one.name: {"latents": one.latents, "probes": one.probes} for one in (*students, *teachers)}
-    whole = head | (
-        {"runs": {one.name: told[one.name] for one in students}} if students[1:] else told[students[0].name]
-    )
-    whole |= {one.name: told[one.name] for one in teachers}
-    publish_text(folder / "probe.json", json.dumps(whole, indent=1))
-    title = (
-        f"What the latents of {len(students)} runs know"
-        if students[1:]
-        else f"{students[0].name}: what its latents know"
-    )
-    write_pages(folder, title, [*students, *teachers], head["chance"])
-    return whole
+    found: dict[str, Any] = {"chance": 1 / classes, "classes": classes}
+    if students[1:]:
+        found["runs"] = {one.name: _told(one) for one in students}
+        title = f"What the latents of {len(students)} runs know"
+    else:
+        found |= _told(students[0])
+        title = f"{students[0].name}: what its latents know"
+    found |= {one.name: _told(one) for one in teachers}
+    publish_text(folder / "probe.json", json.dumps(found, indent=1))
+    write_pages(folder, title, [*students, *teachers], found["chance"])
+    return found
+
+
+def _told(one: Judged) -> dict[str, Any]:
+    return {"latents": one.latents, "probes": one.probes}
 
 
 def _tell(judged: Sequence[Judged], talk: Talk) -> None:
