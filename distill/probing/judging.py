@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 from sklearn.model_selection import PredefinedSplit, StratifiedKFold
+from threadpoolctl import threadpool_limits
 from xxhash import xxh3_128
 
 from distill.evaluate import confused_pairs, counts
@@ -36,6 +37,7 @@ from distill.run_log import Track, percent
 
 HOLD_OUT = 10  # without a validation split one fold of so many is held out
 PAIRS = 50  # so many pairs of classes that are taken for one another are reported
+SMALL = 1 << 22  # numbers of a table that one thread is enough for: on a busy machine more of them mostly wait
 STEPS = 2 + len(CURVE)  # of a judgement beside its folds: fit, test, and the points of the curve
 VERSION = 1  # of what is kept
 
@@ -56,6 +58,11 @@ class Judgement:
         if kept is not None:
             self.track.advance(self.planned.folds + STEPS)
             return kept["found"], np.load(self.folder / "said.npy", allow_pickle=False)
+        rows = self.table.splits["train"].latent
+        with threadpool_limits(1 if rows.size < SMALL else None):
+            return self._judged()
+
+    def _judged(self) -> tuple[dict[str, Any], Array]:
         started = time.process_time()
         search = self._search()
         setting, train = search.best_params_, self.table.splits["train"]
