@@ -44,6 +44,8 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
     stages = _Stages(talk, out / "seconds.json")
     teacher = teacher_recipe(recipe, out / "teacher")
     recipe.teacher.run = teacher.out
+    students = student_recipes(recipe, out)
+    judging = Request(str(out), recipe.probe, recipe.seed, list(students.values()))
 
     with stages("teacher"):
         if teacher.cache.frames:
@@ -51,13 +53,12 @@ def quickstart(recipe: Recipe) -> dict[str, Any]:
         taught = train(teacher)
     with stages("cache"):
         cache(recipe)
-    students = student_recipes(recipe, out)
     summaries = {}
     for name, student in students.items():
         with stages(name):
             summaries[name] = train(student)
     with stages("probes"):
-        judged = answer(Request(str(out), recipe.probe, recipe.seed, list(students.values())))
+        judged = answer(judging)
 
     clips = see_clips(recipe, accelerator)
     if not accelerator.is_main_process:

@@ -91,7 +91,7 @@ def test_a_forest_takes_little_room(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     X, y = draw.normal(size=(1000, 5)), np.arange(1000) % 100
     probe = PROBES["random_forest"].make(0).set_params(n_estimators=10).fit(X, y)
-    dense = sum(tree.tree_.value.nbytes for tree in probe.forest_.estimators_)
+    dense = sum(tree.tree_.value.nbytes for tree in probe.grown_.estimators_)
     assert saved(probe, tmp_path / "probe").stat().st_size < dense / 40
 
 

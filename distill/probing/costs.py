@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -17,10 +16,10 @@ from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits
 
 from distill.errors import UserError
+from distill.probing.classifiers import Grid
 from distill.probing.laws import LAWS, tree
 from distill.probing.work import Size, Work
 
-Grid = Mapping[str, Sequence[Any]]
 REPEATS = 5  # of a measurement; the fastest counts, as others disturbed it least
 TRIAL_ROWS, TRIAL_WIDTH, TRIAL_CLASSES = 500, 32, 8  # of the tree whose time is measured
 SECONDS = {"h": 3600.0, "min": 60.0, "s": 1.0, "plain": 1.0}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,6 @@ from distill.teaching.filling import Filling
 from distill.training import cached_outputs, require_frames, see_clips
 
 UNREAD = "a probe learns without it, and as a test clip it counts as a wrong answer"
-Chosen = Mapping[str, np.ndarray]  # split -> its clips
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Encoding:
         recipe = replace(recipe, clips=labelled)
         return Encoding(recipe, see_clips(recipe, accelerator), accelerator, Talk(accelerator.is_main_process))
 
-    def chosen(self) -> Chosen:
-        """The labelled clips; of the training and validation clips, those that can be read."""
+    @cached_property
+    def chosen(self) -> Mapping[str, np.ndarray]:
+        """The labelled clips of each split; of the training and validation clips, those that can be read."""
         clips, found = self.clips.manifest.clips, {}
         for split in SPLITS:
             wanted = [
@@ -67,8 +68,7 @@ class Encoding:
 
     def encode(self) -> Shards:
         """Every process does its share."""
-        recipe, chosen = as_teacher(self.recipe), self.chosen()
-        index = np.concatenate(list(chosen.values()))
+        recipe, index = as_teacher(self.recipe), np.concatenate(list(self.chosen.values()))
         if not recipe.cache.test_clips:
             require_frames(self.clips, index.tolist(), [0])
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -76,25 +76,24 @@ class Encoding:
         return ask(recipe, filling, {0: index}, self.accelerator, "latents", "encode clips")
 
     def student(self, shards: Shards) -> LatentTable:
-        about = {"run": self.recipe.out, "precision": self.recipe.train.precision}
-        return self._table(shards, self.chosen(), about)
+        return self._table(shards, {"run": self.recipe.out, "precision": self.recipe.train.precision})
 
     def teacher(self) -> LatentTable | str:
         """Or why there is none."""
         if self.recipe.teacher is None or not self.recipe.cache.outputs:
             return "the run has no cached teacher"
         plain = replace(self.recipe, cache=replace(self.recipe.cache, maps=[]))
-        shards, chosen = cached_outputs(plain, self.clips), self.chosen()
-        lacking = shards.missing({0: np.concatenate(list(chosen.values()))})
+        shards = cached_outputs(plain, self.clips)
+        lacking = shards.missing({0: np.concatenate(list(self.chosen.values()))})
         if lacking:
             return f"the cache lacks {len(lacking[0])} clips of the teacher's (distill cache makes them)"
-        if "feature" not in shards.record("", int(chosen["train"][0]), 0)[0]:
+        if "feature" not in shards.record("", int(self.chosen["train"][0]), 0)[0]:
             return "the teacher has no features, only logits"
-        return self._table(shards, chosen, {"teacher": plain.teacher.name, "precision": plain.cache.precision})
+        return self._table(shards, {"teacher": plain.teacher.name, "precision": plain.cache.precision})
 
-    def _table(self, shards: Shards, chosen: Chosen, about: Mapping[str, str]) -> LatentTable:
+    def _table(self, shards: Shards, about: Mapping[str, str]) -> LatentTable:
         clips, splits = self.clips.manifest.clips, {}
-        for split, index in chosen.items():
+        for split, index in self.chosen.items():
             seen, latent = shards.read(["seen", "feature"], index, np.zeros_like(index))
             label, read = np.array([clips[i].label for i in index]), seen.any(1)
             if not read.any():

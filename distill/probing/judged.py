@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from distill.probing.base import Array
-from distill.probing.metrics import effective_rank, spectrum
+from distill.probing.metrics import effective_rank, variances
+from distill.probing.moments import Moments
 from distill.probing.table import LatentTable
 
 AXES = 64  # whose shares of the variance are told
@@ -29,26 +28,24 @@ class Judged:
 def latent_facts(table: LatentTable) -> dict[str, Any]:
     """What the latents of the training split are like, as JSON has it."""
     train = table.splits["train"]
-    variances, mean = spectrum(train.latent), train.latent.mean(0, dtype=np.float64)
-    whole = float(variances.sum())
+    sums = Moments.of(train.latent, train.label, len(table.classes))
+    along, mean = variances(sums), sums.shift + sums.mean
+    whole = float(along.sum())
     return {
         "width": table.width,
-        "effective_rank": effective_rank(variances),
-        "variances": [_share(float(variance), whole) for variance in variances[:AXES]],
+        "effective_rank": effective_rank(along),
+        "variances": [_share(float(variance), whole) for variance in along[:AXES]],
         "spread": _share(whole**0.5, (whole + float(mean @ mean)) ** 0.5),
-        "between": _share(_between(train.latent, train.label, mean), whole),
+        "between": _share(_between(sums), whole),
         "rows": {name: len(split.label) for name, split in table.splits.items()},
     }
 
 
-def _between(latent: Array, label: Array, mean: Array) -> float:
+def _between(sums: Moments) -> float:
     """The variance of the means of the rows' classes."""
-    found = 0.0
-    for number in np.unique(label):
-        own = latent[label == number]
-        away = own.mean(0, dtype=np.float64) - mean
-        found += len(own) / len(label) * float(away @ away)
-    return found
+    there = sums.count > 0
+    away = sums.total[there] / sums.count[there, None] - sums.mean
+    return float(sums.count[there] @ (away**2).sum(1) / sums.rows)
 
 
 def _share(part: float, whole: float) -> float:

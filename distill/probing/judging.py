@@ -24,14 +24,14 @@ from threadpoolctl import threadpool_limits
 from xxhash import xxh3_128
 
 from distill.evaluate import confused_pairs, counts
-from distill.files import publish, publish_text
+from distill.files import publish_text
 from distill.probing.base import Array, Probe
 from distill.probing.classifiers import PROBES
 from distill.probing.costs import Planned
 from distill.probing.metrics import PerClass, interval, measures
 from distill.probing.saved import save_probe
 from distill.probing.search import ProbeSearchCV
-from distill.probing.table import LatentTable, Split
+from distill.probing.table import LatentTable, Split, publish_array
 from distill.probing.work import CURVE
 from distill.run_log import Track, percent
 
@@ -72,11 +72,12 @@ class Judgement:
         if "val" in self.table.splits:
             curve.append({"rows": len(train.label), "top1": self._top1(probe, self.table.splits["val"])})
         self.track.advance(1, self.planned.name)
-        found = self._found(search, scores, shares) | {"curve": curve}
+        said = scores.argmax(1)
+        found = self._found(search, scores, shares, said) | {"curve": curve}
         found["cost"] = {"seconds": time.process_time() - started, "expected": self.planned.cost.seconds}
-        self._keep(found, probe, scores.argmax(1))
+        self._keep(found, probe, said)
         self.track.advance(1, f"{self.planned.name} {percent(found['test']['top1'])}")
-        return found, scores.argmax(1)
+        return found, said
 
     # ------------------------------------------------------------ before the test
 
@@ -156,12 +157,11 @@ class Judgement:
 
     # ------------------------------------------------------------ what came of it
 
-    def _found(self, search: ProbeSearchCV, scores: Array, shares: Array | None) -> dict[str, Any]:
+    def _found(self, search: ProbeSearchCV, scores: Array, shares: Array | None, said: Array) -> dict[str, Any]:
         test, classes = self.table.splits["test"], self.table.classes
         figures = dict(measures(test.label, scores, shares, test.unanswered))
         clips = len(test.label) + len(test.unanswered)
-        right = int((scores.argmax(1) == test.label).sum())
-        table = counts(test.label, scores.argmax(1), len(classes))
+        table = counts(test.label, said, len(classes))
         lost = np.bincount(test.unanswered, minlength=len(classes))
         by_fold = np.array([search.cv_results_[f"split{fold}_test_score"] for fold in range(search.n_splits_)]).T
         chosen = by_fold[search.best_index_]
@@ -173,7 +173,7 @@ class Judgement:
                 for setting, of in zip(search.cv_results_["params"], by_fold, strict=True)
             ],
             "folds": {"count": len(chosen), **_spread(chosen)},
-            "test": {**figures, "interval": interval(right, clips), "clips": clips},
+            "test": {**figures, "interval": interval(int(table.trace()), clips), "clips": clips},
             "classes": list(_by_class(table, lost, classes)),
             "confused": [
                 {"true": classes[true], "said": classes[said], "count": count, "of": int(table[true].sum())}
@@ -189,7 +189,7 @@ class Judgement:
         kind, train = PROBES[self.planned.name], self.table.splits["train"]
         about = {
             "version": VERSION,
-            "table": fingerprint(self.table),
+            "table": self.table.fingerprint,
             "classifier": repr(kind.make(self.seed).get_params()),
             "grid": repr(kind.grid(len(train.label))),
             "folds": self.planned.folds,
@@ -210,18 +210,8 @@ class Judgement:
         about = {"table": dict(self.table.about), "setting": found["setting"], "test": found["test"]}
         names = [self.table.classes[place] for place in probe.classes_]
         save_probe(probe, names, self.folder / "probe.safetensors", about)
-        publish(self.folder / "said.npy", lambda part: _save(part, said))
+        publish_array(self.folder / "said.npy", said)
         publish_text(self.folder / "found.json", json.dumps({"key": self.key, "found": found}))
-
-
-def fingerprint(table: LatentTable) -> str:
-    """Of every latent and label."""
-    digest = xxh3_128(json.dumps(list(table.classes)).encode())
-    for name, split in sorted(table.splits.items()):
-        for rows in (split.latent, split.label, split.unanswered):
-            digest.update(f"{name} {rows.dtype} {rows.shape}".encode())
-            digest.update(np.ascontiguousarray(rows).data)
-    return digest.hexdigest()
 
 
 def _rank_in_class(label: Array, seed: int) -> Array:
@@ -243,8 +233,3 @@ def _by_class(table: Array, lost: Array, classes: Any) -> Iterator[dict[str, Any
     for place, name in enumerate(classes):
         figures = {key: float(getattr(each, key)[place]) for key in ("precision", "recall", "f1")}
         yield {"name": name, **figures, "support": int(each.support[place])}
-
-
-def _save(path: Path, rows: Array) -> None:
-    with path.open("wb") as stream:
-        np.save(stream, rows, allow_pickle=False)

@@ -9,7 +9,8 @@ import numpy as np
 from scipy.stats import norm
 
 from distill.evaluate import counts
-from distill.probing.base import Array, chunks
+from distill.probing.base import Array
+from distill.probing.moments import Moments
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,12 @@ def interval(right: int, of: int, confidence: float = 0.95) -> tuple[float, floa
 
 def spectrum(latents: Array) -> Array:
     """Variances along the principal axes, the largest first."""
-    mean, square = latents.mean(0, dtype=np.float64), np.zeros((latents.shape[1], latents.shape[1]))
-    for rows in chunks(len(latents)):
-        near = latents[rows] - mean
-        square += near.T @ near
-    found: Array = np.linalg.eigvalsh(square / len(latents))[::-1].clip(min=0)
+    return variances(Moments.of(latents, np.zeros(len(latents), np.int64), 1))
+
+
+def variances(sums: Moments) -> Array:
+    """The same of rows of which there are sums."""
+    found: Array = np.linalg.eigvalsh(sums.centred / sums.rows)[::-1].clip(min=0)
     return found
 
 

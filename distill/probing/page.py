@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from distill import report_figures as figures
+from distill.clips.manifest import SPLITS
 from distill.errors import UserError
 from distill.evaluate import counts
 from distill.files import publish_text
@@ -18,7 +19,6 @@ from distill.probing.base import Array
 from distill.probing.judged import Judged
 
 TEACHER = "teacher"
-SPLITS = ("train", "val", "test")
 PAIRS, WORST = 10, 10
 SHARES_OF_VARIANCE = (0.5, 0.9)
 TICKS = 8  # on an axis there is no room for more

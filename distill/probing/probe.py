@@ -16,7 +16,7 @@ from distill.probing.costs import Planned, Speed, free_memory, plan, read_budget
 from distill.probing.encode import Encoding
 from distill.probing.judged import Judged, latent_facts
 from distill.probing.judging import HOLD_OUT, STEPS, Judgement
-from distill.probing.page import write_pages
+from distill.probing.page import TEACHER, write_pages
 from distill.probing.request import Request, named
 from distill.probing.table import LatentTable, check, read_table
 from distill.probing.work import Size
@@ -25,7 +25,6 @@ from distill.run_log import Talk, percent
 from distill.shards.grid import Shards
 from distill.training import start
 
-TEACHER = "teacher"
 LONG = 3600.0  # seconds after which a person should know of budget=
 
 

@@ -29,6 +29,9 @@ class Request:
     latents: str = ""
     """Or a table from elsewhere."""
 
+    def __post_init__(self) -> None:
+        check(self.options)
+
 
 @dataclass
 class _Elsewhere(ProbeOptions):
@@ -44,9 +47,7 @@ def read(arguments: Sequence[str]) -> Request:
     if len(values) < len(given) or ("run" in values) == ("latents" in values):
         odd = next((argument for argument in given if "=" not in argument), None)
         raise UserError(f"{odd!r} is not key=value; {USAGE}" if odd else f"what is to be judged? {USAGE}")
-    request = _of_runs(values["run"], given) if "run" in values else _of_latents(given)
-    check(request.options)
-    return request
+    return _of_runs(values["run"], given) if "run" in values else _of_latents(given)
 
 
 def _of_latents(given: Sequence[str]) -> Request:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,6 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from xxhash import xxh3_128
 
 from distill.errors import UserError
 from distill.files import publish, publish_text
@@ -46,10 +48,20 @@ class LatentTable:
     def width(self) -> int:
         return int(self.splits["train"].latent.shape[1])
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of every latent and label."""
+        digest = xxh3_128(json.dumps(list(self.classes)).encode())
+        for name, split in sorted(self.splits.items()):
+            for rows in (split.latent, split.label, split.unanswered):
+                digest.update(f"{name} {rows.dtype} {rows.shape}".encode())
+                digest.update(np.ascontiguousarray(rows).data)
+        return digest.hexdigest()
+
     def save(self, folder: Path) -> None:
         for name, split in self.splits.items():
             for kind, rows in (("latent", split.latent), ("label", split.label), ("unanswered", split.unanswered)):
-                publish(folder / f"{name}.{kind}.npy", lambda part, rows=rows: _save(part, rows))  # type: ignore[misc]
+                publish_array(folder / f"{name}.{kind}.npy", rows)
             publish_text(folder / f"{name}.clips.json", json.dumps(list(split.clips)))
         head = {"version": VERSION, "classes": list(self.classes), "splits": list(self.splits), "about": self.about}
         publish_text(folder / "table.json", json.dumps(head, indent=1))  # last: it says that all is there
@@ -78,9 +90,12 @@ def _split(folder: Path, name: str) -> Split:
     return Split(latent, label, clips, unanswered)
 
 
-def _save(path: Path, rows: Array) -> None:
-    with path.open("wb") as stream:
-        np.save(stream, rows, allow_pickle=False)
+def publish_array(path: Path, rows: Array) -> None:
+    def write(part: Path) -> None:
+        with part.open("wb") as stream:  # np.save would add an ending to a bare name
+            np.save(stream, rows, allow_pickle=False)
+
+    publish(path, write)
 
 
 def read_table(path: Path) -> LatentTable:

@@ -51,32 +51,38 @@ def _largest(values: Sequence[Any]) -> Any:
     return None if None in values else max(values)
 
 
-class Tree(_Nested, Shares):
+class _Planted(_Nested, Shares):
+    """What scikit-learn grows."""
+
+    grower: type[Any]
+
+    def fit_encoded(self, X: Array, y: Array) -> None:
+        self.grown_ = self.grower(**self.get_params()).fit(X, y)
+
+    def decide(self, X: Array) -> Array:
+        shares: Array = self.grown_.predict_proba(X)
+        return shares
+
+    def learnt(self) -> dict[str, Array]:
+        return Grown.of(self.grown_, len(self.classes_)).arrays()
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        self.grown_ = Grown.restored(arrays, self.n_features_in_, len(self.classes_))
+
+
+class Tree(_Planted):
     """DecisionTreeClassifier; all depths from one tree."""
 
-    axis = "max_depth"
+    axis, grower = "max_depth", DecisionTreeClassifier
 
     def __init__(self, max_depth: int | None = None, min_samples_leaf: int = 5, random_state: int | None = 0) -> None:
         self.max_depth = max_depth
         self.min_samples_leaf = min_samples_leaf
         self.random_state = random_state
 
-    def fit_encoded(self, X: Array, y: Array) -> None:
-        self.tree_ = DecisionTreeClassifier(**self.get_params()).fit(X, y)
-
-    def decide(self, X: Array) -> Array:
-        shares: Array = self.tree_.predict_proba(X)
-        return shares
-
-    def learnt(self) -> dict[str, Array]:
-        return Grown.of(self.tree_, len(self.classes_)).arrays()
-
-    def restore(self, arrays: Mapping[str, Array]) -> None:
-        self.tree_ = Grown.restored(arrays, self.n_features_in_, len(self.classes_))
-
     def prefixes(self, X: Array, values: Sequence[Any]) -> Iterator[Array]:
-        tree = self.tree_.tree_
-        leaf = self.tree_.apply(X)
+        tree = self.grown_.tree_
+        leaf = self.grown_.apply(X)
         above, depth = _ancestry(tree.children_left, tree.children_right)
         for value in values:
             node = leaf.copy()
@@ -95,10 +101,10 @@ def _ancestry(left: Array, right: Array) -> tuple[Array, Array]:
     return above, depth
 
 
-class Forest(_Nested, Shares):
+class Forest(_Planted):
     """RandomForestClassifier; all numbers of trees from one forest."""
 
-    axis = "n_estimators"
+    axis, grower = "n_estimators", RandomForestClassifier
 
     def __init__(
         self,
@@ -116,24 +122,11 @@ class Forest(_Nested, Shares):
         self.n_jobs = n_jobs
         self.random_state = random_state
 
-    def fit_encoded(self, X: Array, y: Array) -> None:
-        self.forest_ = RandomForestClassifier(**self.get_params()).fit(X, y)
-
-    def decide(self, X: Array) -> Array:
-        shares: Array = self.forest_.predict_proba(X)
-        return shares
-
-    def learnt(self) -> dict[str, Array]:
-        return Grown.of(self.forest_, len(self.classes_)).arrays()
-
-    def restore(self, arrays: Mapping[str, Array]) -> None:
-        self.forest_ = Grown.restored(arrays, self.n_features_in_, len(self.classes_))
-
     def prefixes(self, X: Array, values: Sequence[Any]) -> Iterator[Array]:
         found = {value: np.empty((len(X), len(self.classes_))) for value in set(values)}
         for rows in chunks(len(X), 2048):
             total = np.zeros((rows.stop - rows.start, len(self.classes_)))
-            for number, tree in enumerate(self.forest_.estimators_, 1):
+            for number, tree in enumerate(self.grown_.estimators_, 1):
                 total += tree.predict_proba(X[rows])
                 if number in found:
                     found[number][rows] = total / number
