@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.numpy import save_file
 from torch import nn
@@ -236,13 +236,13 @@ def check_run(recipe: Recipe) -> None:
 
 
 @contextmanager
-def alone_in(run: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Two jobs in one run folder would write over each other's checkpoints."""
+def alone_in(run: Path, processes: Accelerator | PartialState) -> Iterator[None]:
+    """Two jobs in one run folder would write over each other's checkpoints, and mix up their answers."""
     with ExitStack() as held:
-        alone = held.enter_context(Claims(run / ".claim")).take(0) if accelerator.is_main_process else False
+        alone = held.enter_context(Claims(run / ".claim")).take(0) if processes.is_main_process else False
         (alone,) = broadcast_object_list([alone])
         if not alone:
-            raise UserError(f"another job is training in {run}; wait for it, or choose another out=")
+            raise UserError(f"another job is at work in {run}; wait for it, or choose another out=")
         yield
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from distill.evaluate import collect
 from distill.probing import judging
 from distill.probing.base import Array
 from distill.probing.classifiers import PROBES
+from distill.probing.kept import Kept
 from distill.probing.saved import load_probe
 from distill.probing.table import LatentTable
 from distill.recipe import read_recipe
@@ -33,6 +35,7 @@ from distill.training import see_clips, start
 
 Capture = pytest.CaptureFixture[str]
 FAST = "probes=ridge,knn"
+NO_VAL = {"X_val": None, "y_val": None}
 
 
 def latents(folder: Path, signal: float = 3.0, **changes: Any) -> Path:
@@ -128,7 +131,7 @@ def test_a_fitted_classifier_says_again_what_it_said(tmp_path: Path) -> None:
         folder = tmp_path / "probe" / "latents" / name
         again = load_probe(folder / "probe.safetensors")
         said = again.probe.predict(given["X_test"])
-        assert np.array_equal(said, np.load(folder / "said.npy"))
+        assert said.tolist() == json.loads((folder / "found.json").read_text())["part"]["said"]
         assert (said == given["y_test"]).mean() == pytest.approx(found["probes"][name]["test"]["top1"])
         assert again.classes == ["0", "1", "2", "3"]
 
@@ -140,6 +143,84 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert probed(*given) == before
     with pytest.raises(TypeError, match="not callable"):  # another question is asked anew
         probed(*given[:-1], "folds=5")
+
+
+def test_a_part_that_is_not_as_it_was_left_is_made_again(tmp_path: Path) -> None:
+    given = (f"latents={latents(tmp_path)}", f"out={tmp_path}", "probes=ridge", "folds=3")
+    whole, folder = probed(*given), tmp_path / "probe" / "latents" / "ridge"
+    kept = {name: (folder / name).read_bytes() for name in ("search.json", "found.json", "probe.safetensors")}
+    top1 = str(whole["probes"]["ridge"]["test"]["top1"]).encode()
+    damages: list[tuple[str, bytes | None]] = [
+        ("found.json", kept["found.json"].replace(top1, b"NaN")),
+        ("found.json", kept["found.json"][:-9]),
+        ("found.json", b"[1]"),
+        ("search.json", kept["search.json"].replace(b"0.", b"1.")),
+        ("probe.safetensors", kept["probe.safetensors"][:-9]),
+        ("probe.safetensors", None),
+    ]
+    for name, damaged in damages:
+        for lost in {name, "found.json"} if name == "search.json" else {name}:
+            (folder / lost).unlink()
+        if damaged is not None:
+            (folder / name).write_bytes(damaged)
+        assert probed(*given) == whole
+        assert (folder / "probe.safetensors").read_bytes() == kept["probe.safetensors"]
+
+
+def test_what_another_question_left_half_done_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table is judged; then another one, until its classifier is saved; then the first again."""
+    files = [latents(tmp_path / name, spread) for name, spread in (("a", 0.7), ("b", 3.0))]
+    first, second = ((f"latents={file}", f"out={tmp_path}", "probes=ridge", "folds=3") for file in files)
+    whole, saved = probed(*first), tmp_path / "probe" / "latents" / "ridge" / "probe.safetensors"
+    fitted = saved.read_bytes()
+
+    def stopped(kept: Kept, name: str, part: object) -> None:
+        if name == "found.json":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Kept, "write", stopped)
+        assert command.run("probe", second) == 130
+    assert saved.read_bytes() != fitted
+    assert probed(*first) == whole
+    assert saved.read_bytes() == fitted
+
+
+def test_two_jobs_do_not_mix_up_their_answers(tmp_path: Path, capsys: Capture) -> None:
+    held = "import sys; from pathlib import Path; from distill.shards.claims import Claims\n"
+    held += "with Claims(Path(sys.argv[1])) as claims: claims.take(0); print(flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", held, str(tmp_path / ".claim")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None
+    other.stdout.readline()
+    given = [f"latents={latents(tmp_path)}", f"out={tmp_path}", FAST, "folds=3"]
+    assert command.run("probe", given) == 2
+    assert "another job is at work in" in capsys.readouterr().err
+    other.communicate()
+    assert command.run("probe", given) == 0
+
+
+def test_fewer_labels(tmp_path: Path) -> None:
+    given = (f"latents={latents(tmp_path)}", f"out={tmp_path}", FAST, "folds=3")
+    assert probed(*given, "labelled=0.5")["latents"]["rows"] == {"train": 100, "val": 40, "test": 120}
+    assert probed(*given)["latents"]["rows"] == {"train": 200, "val": 40, "test": 120}
+
+
+def test_small_classes_have_a_hold_out_too(tmp_path: Path) -> None:
+    """Without a validation split, and of fewer rows than a tenth is taken of."""
+    few = {"X_train": np.random.default_rng(0).normal(size=(20, 6)), "y_train": np.arange(20) % 4} | NO_VAL
+    found = probed(f"latents={latents(tmp_path, **few)}", f"out={tmp_path}", FAST, "folds=0")
+    assert found["probes"]["ridge"]["folds"]["count"] == 1
+    assert {point["rows"] for point in found["probes"]["ridge"]["curve"]} >= {16}
+
+
+def test_names_of_folders_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = latents(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("007", "1e3", "yes", "${seed}"):
+        assert command.run("probe", [f"latents={file}", f"out={name}", "probes=ridge", "folds=2"]) == 0
+        assert (tmp_path / name / "probe.json").exists()
 
 
 KILLED = """
@@ -189,6 +270,15 @@ MISTAKES: list[tuple[dict[str, Any], Sequence[str], str]] = [
     ({}, ("budget=soon",), "soon"),
     ({}, ("budgte=1h",), "there is no key 'budgte'; did you mean 'budget'?"),
     ({}, ("probes=svm_rbf", "budget=0.0001s"), "svm_rbf"),
+    ({"X_test": np.full((120, 6), 1e30)}, (), "row 0 of test has a number of 1e+30; divide latents"),
+    ({"X_train": np.zeros((200, 0))}, (), "latents of train are empty"),
+    ({"y_train": np.repeat(["a", "b"], 100)}, (), "labels are all names, or all whole numbers; those of train are na"),
+    ({"y_test": np.full(120, 1e30)}, (), "are labels, so whole numbers or names, not 1e+30"),
+    ({"y_train": np.array(["a", "b\udcff"])[np.arange(200) % 2], "y_test": np.full(120, "a")} | NO_VAL, (), "not text"),
+    ({"y_train": np.repeat([0, 1, 2, 3], [100, 50, 49, 1])} | NO_VAL, ("folds=0",), "class 3 has one row in train"),
+    ({}, ("labelled=0",), "probe.labelled is 0.0; it is a share above 0 and up to 1"),
+    ({}, ("teacher=false",), "teacher= is about runs"),
+    ({}, ("folds=3", "folds=4"), "folds= is given twice"),
     ({}, ("run=here",), "say run=DIR (or run=A,B,C), or latents=FILE out=DIR"),
 ]
 
@@ -220,6 +310,28 @@ def test_a_mistake_in_what_to_judge_is_one_line(capsys: Capture, arguments: list
     assert command.run("probe", arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
+
+
+def test_a_file_that_is_no_npz_is_one_line(capsys: Capture, tmp_path: Path) -> None:
+    path = latents(tmp_path)
+    rows = dict(np.load(path))
+    np.savez_compressed(path, **rows)
+    packed = path.read_bytes()
+    damaged, renamed, text = (tmp_path / f"{name}.npz" for name in ("damaged", "renamed", "text"))
+    damaged.write_bytes(packed[:80] + bytes(60) + packed[140:])
+    with renamed.open("wb") as stream:
+        np.save(stream, rows["X_train"])
+    with ZipFile(text, "w") as archive:
+        archive.writestr("X_train", "no array")
+    for file in (damaged, renamed, text):
+        assert command.run("probe", [f"latents={file}", f"out={tmp_path / 'out'}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(file) in line
+
+
+def test_the_report_of_a_run_is_not_written_over(run: Path, capsys: Capture) -> None:
+    assert command.run("probe", [f"latents={latents(run.parent)}", f"out={run}", FAST]) == 2
+    assert "is the folder of a run" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- students of runs

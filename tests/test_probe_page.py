@@ -49,7 +49,7 @@ def judged(
         for probe, errors in probes.items()
     }
     found = {probe: verdict(probe, table, answers, curve) for probe, answers in said.items()}
-    return Judged(name, table, latent_facts(table), found, said)
+    return Judged(name, table, latent_facts(table), found, said, name == "teacher")
 
 
 def verdict(name: str, table: LatentTable, said: Array, curve: Sequence[int]) -> dict[str, Any]:

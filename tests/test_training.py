@@ -53,7 +53,7 @@ def test_a_run_folder_belongs_to_one_job_at_a_time(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "True\n"
-        with pytest.raises(UserError, match=r"another job is training in .*run; wait for it, or choose another out="):
+        with pytest.raises(UserError, match=r"another job is at work in .*run; wait for it, or choose another out="):
             run(tmp_path / "run")
         assert not (tmp_path / "run" / "recipe.yaml").exists()
         other.kill()

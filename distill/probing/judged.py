@@ -23,6 +23,7 @@ class Judged:
     latents: Mapping[str, Any]
     probes: Mapping[str, Mapping[str, Any]]  # found, by classifier
     said: Mapping[str, Array]  # int64 [N]: each classifier's answers about the test rows
+    teaches: bool = False  # whether these are latents of a teacher, which the others are measured by
 
 
 def latent_facts(table: LatentTable) -> dict[str, Any]:

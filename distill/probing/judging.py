@@ -2,8 +2,7 @@
 
 <folder>/search.json         scores of the folds that are done
 <folder>/probe.safetensors   the fitted classifier
-<folder>/said.npy            what it said of each test row
-<folder>/found.json          all there is to report; last
+<folder>/found.json          all there is to report, and what was said of each test row; last
 """
 
 from __future__ import annotations
@@ -24,22 +23,28 @@ from threadpoolctl import threadpool_limits
 from xxhash import xxh3_128
 
 from distill.evaluate import confused_pairs, counts
-from distill.files import publish_text
+from distill.files import sweep
 from distill.probing.base import Array, Probe
 from distill.probing.classifiers import PROBES
-from distill.probing.costs import Planned
+from distill.probing.costs import Planned, cores
+from distill.probing.kept import Kept
 from distill.probing.metrics import PerClass, interval, measures
-from distill.probing.saved import save_probe
+from distill.probing.saved import said_about, save_probe
 from distill.probing.search import ProbeSearchCV
-from distill.probing.table import LatentTable, Split, publish_array
+from distill.probing.table import LatentTable, Split, rank_in_class
 from distill.probing.work import CURVE
 from distill.run_log import Track, percent
 
-HOLD_OUT = 10  # without a validation split one fold of so many is held out
+HOLD_OUT = 10  # without a validation split one row of so many is held out
 PAIRS = 50  # so many pairs of classes that are taken for one another are reported
 SMALL = 1 << 22  # numbers of a table that one thread is enough for: on a busy machine more of them mostly wait
 STEPS = 2 + len(CURVE)  # of a judgement beside its folds: fit, test, and the points of the curve
-VERSION = 1  # of what is kept
+VERSION = 2  # of what is kept
+
+
+def threads(table: LatentTable) -> int:
+    """How many its classifiers are fitted with."""
+    return 1 if table.splits["train"].latent.size < SMALL else cores()
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,11 @@ class Judgement:
 
     def __call__(self) -> tuple[dict[str, Any], Array]:
         """What is found, and what was said of each test row."""
-        kept = self._kept("found.json")
-        if kept is not None:
+        kept = self._kept.read("found.json")
+        if kept is not None and said_about(self._saved).get("key") == self.key:
             self.track.advance(self.planned.folds + STEPS)
-            return kept["found"], np.load(self.folder / "said.npy", allow_pickle=False)
-        rows = self.table.splits["train"].latent
-        with threadpool_limits(1 if rows.size < SMALL else None):
+            return kept["found"], np.array(kept["said"], np.int64)
+        with threadpool_limits(threads(self.table)):
             return self._judged()
 
     def _judged(self) -> tuple[dict[str, Any], Array]:
@@ -85,23 +89,24 @@ class Judgement:
     def folds(self) -> Array:
         """[N] the fold that tests a training row; -1: none."""
         train, wanted = self.table.splits["train"], self.planned.folds
+        if wanted == 1:  # of every class the first of ten, drawn: however few it has, one is held out
+            return np.where(rank_in_class(train.label, self.seed) % HOLD_OUT, -1, 0)
         folds = np.full(len(train.label), -1)
-        cut = StratifiedKFold(wanted if wanted > 1 else HOLD_OUT, shuffle=True, random_state=self.seed)
+        cut = StratifiedKFold(wanted, shuffle=True, random_state=self.seed)
         for fold, (_, tested) in enumerate(cut.split(folds, train.label)):
-            folds[tested] = fold if wanted > 1 or not fold else -1
+            folds[tested] = fold
         return folds
 
     def _search(self) -> ProbeSearchCV:
         rows, label, folds = self._searched()
         kind = PROBES[self.planned.name]
-        kept = self._kept("search.json") or {"folds": {}}
-        known = {int(fold): np.array(scores) for fold, scores in kept["folds"].items()}
+        kept = self._kept.read("search.json") or {}
+        known = {int(fold): np.array(scores) for fold, scores in kept.items()}
         self.track.advance(len(known))
 
         def keep(fold: int, scores: Array) -> None:
             known[fold] = scores
-            told = {"key": self.key, "folds": {str(one): known[one].tolist() for one in sorted(known)}}
-            publish_text(self.folder / "search.json", json.dumps(told))
+            self._kept.write("search.json", {str(one): known[one].tolist() for one in sorted(known)})
             self.track.advance(1, self.planned.name)
 
         grid = dict(kind.grid(len(self.table.splits["train"].label)))
@@ -123,7 +128,7 @@ class Judgement:
         if held is None:
             tested = self.folds == 0
             rows, held = rows[~tested], Split(train.latent[tested], train.label[tested])
-        order = _rank_in_class(train.label[rows], self.seed)
+        order = rank_in_class(train.label[rows], self.seed)
         for part in CURVE:
             chosen = rows[order % part == 0]
             probe = self._fitted(setting, train.latent[chosen], train.label[chosen])
@@ -197,31 +202,24 @@ class Judgement:
         }
         return xxh3_128(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
-    def _kept(self, name: str) -> dict[str, Any] | None:
-        """What an earlier call left, if it was asked the same."""
-        path = self.folder / name
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-        return kept if isinstance(kept, dict) and kept.get("key") == self.key else None
+    @property
+    def _kept(self) -> Kept:
+        return Kept(self.folder, self.key)
+
+    @property
+    def _saved(self) -> Path:
+        return self.folder / "probe.safetensors"
 
     def _keep(self, found: dict[str, Any], probe: Probe, said: Array) -> None:
-        about = {"table": dict(self.table.about), "setting": found["setting"], "test": found["test"]}
-        names = [self.table.classes[place] for place in probe.classes_]
-        save_probe(probe, names, self.folder / "probe.safetensors", about)
-        publish_array(self.folder / "said.npy", said)
-        publish_text(self.folder / "found.json", json.dumps({"key": self.key, "found": found}))
-
-
-def _rank_in_class(label: Array, seed: int) -> Array:
-    """[N] a row's place among those of its class, drawn: every n-th of them keeps the shares of classes."""
-    draw = np.random.default_rng(seed).permutation(len(label))
-    order = draw[np.argsort(label[draw], kind="stable")]
-    starts = np.concatenate([[0], np.cumsum(np.bincount(label))[:-1]])
-    place = np.empty(len(label), np.int64)
-    place[order] = np.arange(len(label)) - starts[label[order]]
-    return place
+        about = {
+            "key": self.key,
+            "table": dict(self.table.about),
+            "setting": found["setting"],
+            "test": found["test"],
+        }
+        save_probe(probe, [self.table.classes[place] for place in probe.classes_], self._saved, about)
+        self._kept.write("found.json", {"found": found, "said": said.tolist()})
+        sweep(self.folder)
 
 
 def _spread(scores: Array) -> dict[str, Any]:

@@ -48,10 +48,7 @@ class KernelSVM(Probe):
 
 
 class Nystroem(Probe):
-    """Ridge regression on how near rows are to landmarks: what a machine with a Gaussian kernel sees, in one product.
-
-    Landmarks and scale are drawn without labels, once for all folds.
-    """
+    """Ridge regression on how near rows are to landmarks: much of what a machine with a Gaussian kernel sees."""
 
     def __init__(
         self, alpha: float = 1.0, gamma: float = 1.0, landmarks: int = 1024, random_state: int | None = 0
@@ -80,18 +77,15 @@ class Nystroem(Probe):
     def cv_path(
         self, X: Array, y: Array, folds: Array, grid: Sequence[Setting], todo: Sequence[int]
     ) -> Iterator[tuple[int, Array]]:
-        """Fold by fold over all shapes of the map: a fold comes when the last of them has come to it."""
-        groups = alike(grid, ("gamma", "landmarks"))
-        maps = (Landmarks(X, **{**self._shape(), **dict(shape)}, seed=self.random_state) for shape in groups)
-        paths = [
-            Ridge(self.alpha, standardise=False).cv_path(near(X), y, folds, [_rest(grid[at]) for at in places], todo)
-            for near, places in zip(maps, groups.values(), strict=True)
-        ]
-        for parts in zip(*paths, strict=True):
-            found = np.empty(len(grid))
-            for places, (_, scores) in zip(groups.values(), parts, strict=True):
-                found[places] = scores
-            yield parts[0][0], found
+        """Of each fold a map of every shape, which all its penalties share."""
+        ridge = Ridge(self.alpha, standardise=False)
+        for fold in todo:
+            learnt_from, found = folds != fold, np.empty(len(grid))
+            for shape, places in alike(grid, ("gamma", "landmarks")).items():
+                near = Landmarks(X[learnt_from], **{**self._shape(), **dict(shape)}, seed=self.random_state)
+                penalties = [_rest(grid[place]) for place in places]
+                ((_, found[places]),) = ridge.cv_path(near(X), y, np.where(learnt_from, -1, 0), penalties, [0])
+            yield fold, found
 
     def _shape(self) -> dict[str, Any]:
         return {"gamma": self.gamma, "landmarks": self.landmarks}

@@ -59,7 +59,7 @@ def _sums_bytes(size: Size) -> float:
 
 
 class Landmarks(Law):
-    """A map for each gamma, then ridge regression on what it shows."""
+    """A map for each fold and gamma, then ridge regression on what it shows."""
 
     def _mapped(self, rows: float) -> Size:
         return replace(self.size, width=round(min(self.settings[0]["landmarks"], rows)))
@@ -80,16 +80,18 @@ class Landmarks(Law):
         return self._see(rows, mapped) + linear(rows, mapped)
 
     def search(self) -> Work:
-        maps, mapped, rows = self.apart("alpha"), self._mapped(self.size.rows), self.size.rows
+        size, maps = self.size, self.apart("alpha")
+        mapped = replace(self._mapped(size.training), rows=round(size.training), held_out=round(size.tested), folds=1)
         path = _paths(mapped, len(self.settings) // len(maps))
-        return len(maps) * (self._map(mapped) + self._see(rows, mapped) + path)
+        seen = self._see(size.training + size.tested, mapped)
+        return size.folds * len(maps) * (self._map(mapped) + seen + path)
 
     def memory(self) -> Mapping[str, float]:
-        maps, size, mapped = len(self.apart("alpha")), self.size, self._mapped(self.size.rows)
+        size, mapped = self.size, replace(self._mapped(self.size.rows), folds=1)
         return {
-            "copies of the rows": DOUBLE * size.rows * size.width,
-            f"{maps} maps to {mapped.width} landmarks": SINGLE * size.rows * mapped.width * (maps + 1.0),
-            "sums of the folds": maps * _sums_bytes(mapped),
+            "copies of the rows": (SINGLE + DOUBLE) * size.rows * size.width,
+            f"a map to {mapped.width} landmarks": 2.0 * SINGLE * size.rows * mapped.width,
+            "sums of the rows": _sums_bytes(mapped),
         }
 
 
@@ -318,18 +320,16 @@ class Rounds(Law):
         return CALL + Work(2 * rows * self.size.width * self._kept(setting), walked)
 
     def search(self) -> Work:
-        size, fits = self.size, self.apart("n_estimators")
-        binned = {(setting["components"], setting["max_bin"]): self._binned(size.rows, setting) for setting in fits}
-        path = together(
-            self._rounds(size.rows, setting) + self.scores(size.tested, size.rows, setting) for setting in fits
-        )
-        return together(binned.values()) + size.folds * path
+        size, fits, rows = self.size, self.apart("n_estimators"), self.size.training
+        binned = {(setting["components"], setting["max_bin"]): self._binned(rows, setting) for setting in fits}
+        path = together(self._rounds(rows, setting) + self.scores(size.tested, rows, setting) for setting in fits)
+        return size.folds * (together(binned.values()) + path)
 
     def memory(self) -> Mapping[str, float]:
         size, kept = self.size, max(self._kept(setting) for setting in self.settings)
         trees = max(setting["n_estimators"] for setting in self.settings) * size.classes
         return {
-            "copies of the rows": size.rows * (12.0 * size.width + 3 * SINGLE * kept),
+            "copies of the rows": size.rows * (16.0 * size.width + 3 * SINGLE * kept),
             "gradients": 5.0 * SINGLE * size.rows * size.classes,
             f"{trees} trees": 2e4 * trees,
         }

@@ -12,6 +12,8 @@ from distill.evaluate import counts
 from distill.probing.base import Array
 from distill.probing.moments import Moments
 
+IMPOSSIBLE = float(np.finfo(np.float32).eps)  # what a share of 0 counts as, whatever a classifier reckons in
+
 
 @dataclass(frozen=True)
 class PerClass:
@@ -67,7 +69,7 @@ def measures(
         yield f"{name}_weighted", float((values * weight).sum())
     if shares is not None:
         own = shares[np.arange(len(truth)), truth].astype(np.float64)
-        yield "log_loss", float(-np.log(own.clip(min=np.finfo(shares.dtype).eps)).mean())
+        yield "log_loss", float(-np.log(own.clip(min=IMPOSSIBLE)).mean())
 
 
 def interval(right: int, of: int, confidence: float = 0.95) -> tuple[float, float]:

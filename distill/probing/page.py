@@ -18,7 +18,6 @@ from distill.pages import percent, render
 from distill.probing.base import Array
 from distill.probing.judged import Judged
 
-TEACHER = "teacher"
 PAIRS, WORST = 10, 10
 SHARES_OF_VARIANCE = (0.5, 0.9)
 TICKS = 8  # on an axis there is no room for more
@@ -84,16 +83,11 @@ def _top1(one: Judged) -> float:
     return float(one.probes[best(one)]["test"]["top1"])
 
 
-def _teaches(one: Judged) -> bool:
-    """Whether these are latents of a teacher, which the others are measured by; several are numbered."""
-    return one.name.partition(" ")[0] == TEACHER
-
-
 def lead(probed: Sequence[Judged], chance: float) -> Iterator[str]:
     """What came out, in a sentence."""
     if not probed:
         return
-    ranked = sorted(probed, key=lambda one: (_teaches(one), -_top1(one)))
+    ranked = sorted(probed, key=lambda one: (one.teaches, -_top1(one)))
     links = ["correctly from the latents of", *["from those of"] * (len(ranked) - 1)]
     parts = [
         f"{percent(_top1(one))} {link} {_spoken(one.name)} ({_spoken(best(one))}){_mark(one, ranked[0])}"
@@ -106,7 +100,7 @@ def lead(probed: Sequence[Judged], chance: float) -> Iterator[str]:
 
 def _mark(one: Judged, first: Judged) -> str:
     """What a teacher is to the best student."""
-    if not _teaches(one) or _teaches(first):
+    if not one.teaches or first.teaches:
         return ""
     return ", the mark to reach" if _top1(one) > _top1(first) else ", the mark, which is reached"
 
@@ -117,7 +111,7 @@ def results(probed: Sequence[Judged], chance: float) -> Section | None:
         return None
     lost = [(_spoken(one.name), len(one.table.splits["test"].unanswered)) for one in probed]
     return {
-        "tables": [(_spoken(one.name), _teaches(one) and len(probed) > 1) for one in probed],
+        "tables": [(_spoken(one.name), one.teaches and len(probed) > 1) for one in probed],
         "rows": [
             {"name": _spoken(name), "about": about, "cells": [_result(one, name) for one in probed]}
             for name, about in _classifiers(probed).items()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from accelerate import Accelerator, PartialState
 
 from distill.errors import UserError
 from distill.files import publish_text
@@ -15,17 +19,19 @@ from distill.probing.classifiers import PROBES
 from distill.probing.costs import Planned, Speed, free_memory, plan, read_budget, table_rows
 from distill.probing.encode import Encoding
 from distill.probing.judged import Judged, latent_facts
-from distill.probing.judging import HOLD_OUT, STEPS, Judgement
-from distill.probing.page import TEACHER, write_pages
+from distill.probing.judging import HOLD_OUT, STEPS, Judgement, threads
+from distill.probing.page import write_pages
 from distill.probing.request import Request, named
 from distill.probing.table import LatentTable, check, read_table
 from distill.probing.work import Size
 from distill.report import write_report
 from distill.run_log import Talk, percent
 from distill.shards.grid import Shards
-from distill.training import start
+from distill.training import alone_in, start
 
 LONG = 3600.0  # seconds after which a person should know of budget=
+SEEDS = 1 << 32  # that numpy and scikit-learn know
+TEACHER = "teacher"
 
 
 def probe(request: Request) -> dict[str, Any]:
@@ -49,22 +55,25 @@ def probe(request: Request) -> dict[str, Any]:
 
 def answer(request: Request) -> dict[str, Any]:
     """What probe.json says; empty in every process but the first."""
-    accelerator = start(request.recipes[0]) if request.recipes else None
-    talk = Talk(accelerator is None or accelerator.is_main_process)
-    encodings = [Encoding.of(recipe, accelerator) for recipe in request.recipes if accelerator]
-    encoded = [encoding.encode() for encoding in encodings]
-    found: dict[str, Any] = {}
-    if talk.active:
-        if encodings:
-            students, teachers = _of_runs(encodings, encoded, talk)
+    processes = start(request.recipes[0]) if request.recipes else PartialState(timeout=timedelta(days=1))
+    talk, found = Talk(processes.is_main_process), dict[str, Any]()
+    with ExitStack() as held:
+        for folder in {Path(out).resolve(): out for out in (request.out, *(one.out for one in request.recipes))}:
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder} is a file; choose another out=")
+            held.enter_context(alone_in(folder, processes))
+        if isinstance(processes, Accelerator):
+            encodings = [Encoding.of(recipe, processes) for recipe in request.recipes]
+            encoded = [encoding.encode() for encoding in encodings]
         else:
-            students, teachers = [_elsewhere(request)], []
-        judged = _judge(request, [*students, *teachers], talk)
-        found = _publish(request, encodings, students, judged)
-        _tell(judged, talk)
-        talk.say(f"report: {Path(request.out, 'probe.html')}")
-    if accelerator:
-        accelerator.wait_for_everyone()
+            encodings, encoded = [], []
+        if talk.active:
+            students, teachers = _of_runs(encodings, encoded, talk) if encodings else ([_elsewhere(request)], [])
+            judged = _judge(request, [*students, *teachers], talk)
+            found = _publish(request, encodings, students, judged)
+            _tell(judged, talk)
+            talk.say(f"report: {Path(request.out, 'probe.html')}")
+        processes.wait_for_everyone()
     return found
 
 
@@ -76,10 +85,13 @@ class Subject:
     table: LatentTable
     folder: Path
     teacher: str = ""  # where the latents of a student's teacher are
+    teaches: bool = False
 
 
 def _elsewhere(request: Request) -> Subject:
     table = read_table(Path(request.latents))
+    check(table, request.options.folds, request.latents)
+    table = table.labelled(request.options.labelled, request.seed % SEEDS)
     return Subject(Path(request.latents).stem, table, Path(request.out, "probe", "latents"))
 
 
@@ -94,12 +106,14 @@ def _of_runs(
         if isinstance(taught, LatentTable):
             store = taught.about["store"]
             if store not in teachers:
-                teachers[store] = _kept(TEACHER, taught, folder / TEACHER, store)
+                teachers[store] = replace(_kept(TEACHER, taught, folder / TEACHER, store), teaches=True)
         elif taught:
             talk.say(f"{name}: no latents of a teacher to compare with: {taught}")
         students.append(_kept(name, encoding.student(shards), folder / "student", store))
     if len({tuple(subject.table.classes) for subject in students}) > 1:
         raise UserError("these runs have different classes, so their figures cannot be compared; probe them one by one")
+    if len({tuple(subject.table.splits["test"].clips) for subject in students}) > 1:
+        talk.warn("these runs are tested on different clips, so small differences between their figures mean little")
     alone = len(teachers) == 1 and TEACHER not in {subject.name for subject in students}
     numbered = (replace(one, name=f"{TEACHER} {place}") for place, one in enumerate(teachers.values(), 1))
     return students, list(teachers.values() if alone else numbered)
@@ -121,20 +135,22 @@ def _names(encodings: Sequence[Encoding]) -> list[str]:
 def _judge(request: Request, subjects: Sequence[Subject], talk: Talk) -> list[Judged]:
     folds, speed = request.options.folds, Speed.measured()
     for subject in subjects:
-        least = folds or (0 if "val" in subject.table.splits else HOLD_OUT)
-        check(subject.table, least, subject.name)
-    plans = [_plan(request, subject, len(subjects), speed, talk) for subject in subjects]
-    total = sum(one.cost.seconds for planned in plans for one in planned) / (os.cpu_count() or 1)
+        check(subject.table, folds, subject.name)
+    plans = [(subject, _plan(request, subject, len(subjects), speed, talk)) for subject in subjects]
+    total = sum(one.cost.seconds / threads(subject.table) for subject, planned in plans for one in planned)
     if total > LONG and not request.options.budget:
         talk.warn(f"this takes about {total / 3600:.1f} hours here; budget=1h, say, takes what fits into that")
-    return [_judged(subject, planned, request.seed, talk) for subject, planned in zip(subjects, plans, strict=True)]
+    return [_judged(subject, planned, request.seed % SEEDS, talk) for subject, planned in plans]
 
 
 def _plan(request: Request, subject: Subject, subjects: int, speed: Speed, talk: Talk) -> list[Planned]:
     """What will be done about a table, told with its price."""
     splits, options = subject.table.splits, request.options
     rows = len(splits["train"].label)
-    held_out = len(splits["val"].label) if "val" in splits else rows // HOLD_OUT
+    if "val" in splits:
+        held_out = len(splits["val"].label)
+    else:
+        held_out = int(np.ceil(np.bincount(splits["train"].label) / HOLD_OUT).sum())
 
     def size(folds: int) -> Size:
         tested = rows if folds > 1 else held_out
@@ -149,7 +165,7 @@ def _plan(request: Request, subject: Subject, subjects: int, speed: Speed, talk:
         options.folds or 1,
         speed,
         budget=budget,
-        cores=os.cpu_count() or 1,
+        cores=threads(subject.table),
         memory=free_memory(),
     )
     about = f"{subject.name}: {rows:,} x {subject.table.width}, {len(subject.table.classes)} classes"
@@ -165,7 +181,7 @@ def _judged(subject: Subject, planned: Sequence[Planned], seed: int, talk: Talk)
         for one in planned:
             folder = subject.folder / one.name
             probes[one.name], said[one.name] = Judgement(subject.table, one, seed, folder, track)()
-    return Judged(subject.name, subject.table, latent_facts(subject.table), probes, said)
+    return Judged(subject.name, subject.table, latent_facts(subject.table), probes, said, subject.teaches)
 
 
 def _publish(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from distill.recipe import Recipe, read_group, read_recipe
 GROUP = "probe."
 OPTIONS = [item.name for item in fields(ProbeOptions)]
 USAGE = "say run=DIR (or run=A,B,C), or latents=FILE out=DIR"
+NEEDED = ("latents", "out")  # of latents from elsewhere
 
 
 @dataclass(frozen=True)
@@ -35,28 +36,37 @@ class Request:
 
 @dataclass
 class _Elsewhere(ProbeOptions):
-    latents: str = ""
-    out: str = ""
     seed: int = 0
 
 
 def read(arguments: Sequence[str]) -> Request:
     """`run=DIR key=value ...` or `latents=FILE out=DIR key=value ...`."""
     given = [_whole_list(argument.removeprefix(GROUP)) for argument in arguments]
-    values = {key: value for key, equals, value in (argument.partition("=") for argument in given) if equals}
-    if len(values) < len(given) or ("run" in values) == ("latents" in values):
-        odd = next((argument for argument in given if "=" not in argument), None)
-        raise UserError(f"{odd!r} is not key=value; {USAGE}" if odd else f"what is to be judged? {USAGE}")
-    return _of_runs(values["run"], given) if "run" in values else _of_latents(given)
+    values: dict[str, str] = {}
+    for argument in given:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument!r} is not key=value; {USAGE}")
+        if key in values:
+            raise UserError(f"{key}= is given twice")
+        values[key] = value
+    if ("run" in values) == ("latents" in values):
+        raise UserError(f"what is to be judged? {USAGE}")
+    return _of_runs(values["run"], given) if "run" in values else _of_latents(values)
 
 
-def _of_latents(given: Sequence[str]) -> Request:
-    found = read_group(_Elsewhere, given)
-    for key in ("latents", "out"):
-        if not getattr(found, key):
+def _of_latents(values: Mapping[str, str]) -> Request:
+    for key in NEEDED:
+        if not values.get(key):
             raise UserError(f"{key}= is missing; {USAGE}")
+    if "teacher" in values:
+        raise UserError("teacher= is about runs; latents from elsewhere have no teacher")
+    out = values["out"]
+    if Path(out, "recipe.yaml").exists():
+        raise UserError(f"{out} is the folder of a run, which has a report of its own; choose another out=")
+    found = read_group(_Elsewhere, [f"{key}={value}" for key, value in values.items() if key not in NEEDED])
     options = ProbeOptions(**{name: getattr(found, name) for name in OPTIONS})
-    return Request(found.out, options, found.seed, latents=found.latents)
+    return Request(out, options, found.seed, latents=values["latents"])
 
 
 def _of_runs(names: str, given: Sequence[str]) -> Request:
@@ -100,6 +110,8 @@ def check(options: ProbeOptions) -> None:
         raise UserError(f"no probe is named; known: {', '.join(PROBES)}, all")
     if options.folds < 0 or options.folds == 1:
         raise UserError(f"probe.folds is {options.folds}; it is 2 or more, or 0 for a hold-out")
+    if not 0 < options.labelled <= 1:
+        raise UserError(f"probe.labelled is {options.labelled}; it is a share above 0 and up to 1")
     if options.budget:
         read_budget(options.budget)
 

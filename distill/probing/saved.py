@@ -56,6 +56,16 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def said_about(path: Path) -> Mapping[str, Any]:
+    """What a file says about its probe, which is not read; nothing where there is none."""
+    try:
+        with safe_open(path, "numpy") as file:
+            found = json.loads((file.metadata() or {})[HEADER])["about"]
+    except (OSError, KeyError, SafetensorError, ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def load_probe(path: Path) -> Saved:
     head, arrays = _read(path)
     if head.get("version") != VERSION:

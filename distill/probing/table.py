@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
+from zlib import error as DamagedStream
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +24,12 @@ import pyarrow.parquet as pq
 from xxhash import xxh3_128
 
 from distill.errors import UserError
-from distill.files import publish, publish_text
+from distill.files import publish, publish_text, sweep
 from distill.probing.base import ROWS, Array, chunks
 
 NEEDED, OPTIONAL = ("train", "test"), ("val",)
+LARGEST = 1e15  # squares of larger numbers do not add up in float32
+EXACT = 1 << 53  # above it a floating-point number stands for several whole ones
 VERSION = 2
 
 
@@ -58,6 +61,17 @@ class LatentTable:
                 digest.update(np.ascontiguousarray(rows).data)
         return digest.hexdigest()
 
+    def labelled(self, share: float, seed: int) -> LatentTable:
+        """With this share of each class's training rows, drawn."""
+        train = self.splits["train"]
+        kept = np.round(share * np.bincount(train.label))[train.label]
+        rows = np.flatnonzero(rank_in_class(train.label, seed) < kept)
+        if len(rows) == len(train.label):
+            return self
+        clips = [train.clips[row] for row in rows.tolist()] if train.clips else ()
+        fewer = Split(train.latent[rows], train.label[rows], clips, train.unanswered)
+        return replace(self, splits={**self.splits, "train": fewer}, about={**self.about, "labelled": share})
+
     def save(self, folder: Path) -> None:
         for name, split in self.splits.items():
             for kind, rows in (("latent", split.latent), ("label", split.label), ("unanswered", split.unanswered)):
@@ -65,6 +79,7 @@ class LatentTable:
             publish_text(folder / f"{name}.clips.json", json.dumps(list(split.clips)))
         head = {"version": VERSION, "classes": list(self.classes), "splits": list(self.splits), "about": self.about}
         publish_text(folder / "table.json", json.dumps(head, indent=1))  # last: it says that all is there
+        sweep(folder)
 
     @staticmethod
     def open(folder: Path) -> LatentTable:
@@ -72,10 +87,13 @@ class LatentTable:
             head = json.loads((folder / "table.json").read_text(encoding="utf-8"))
             if head["version"] != VERSION:
                 raise ValueError(f"it is of version {head['version']}, not {VERSION}")
+            classes, about = head["classes"], head["about"]
+            if not isinstance(about, dict) or not isinstance(classes, list):
+                raise TypeError("classes are a list of names, about a table")
             splits = {name: _split(folder, name) for name in head["splits"]}
         except (ValueError, KeyError, TypeError, EOFError) as error:
             raise UserError(f"{folder} is no table of latents that can be read ({error}); encode again") from error
-        return LatentTable(head["classes"], splits, head["about"])
+        return LatentTable(classes, splits, about)
 
 
 def _split(folder: Path, name: str) -> Split:
@@ -83,11 +101,23 @@ def _split(folder: Path, name: str) -> Split:
     label = np.load(folder / f"{name}.label.npy", allow_pickle=False)
     unanswered = np.load(folder / f"{name}.unanswered.npy", allow_pickle=False)
     clips = json.loads((folder / f"{name}.clips.json").read_text(encoding="utf-8"))
-    if latent.ndim != 2 or latent.dtype.kind != "f" or any(part.dtype.kind != "i" for part in (label, unanswered)):
-        raise ValueError(f"{name} is no rows of numbers with labels")
+    if latent.ndim != 2 or latent.dtype.kind != "f":
+        raise ValueError(f"{name} is no rows of numbers")
+    if any(part.ndim != 1 or part.dtype.kind != "i" for part in (label, unanswered)):
+        raise ValueError(f"labels of {name} are no row of whole numbers")
     if len(latent) != len(label) or len(clips) not in (0, len(label)):
         raise ValueError(f"{name} has {len(latent)} latents, {len(label)} labels and {len(clips)} clips")
-    return Split(latent, label, clips, unanswered)
+    return Split(_as_floats(latent), label, clips, unanswered)
+
+
+def rank_in_class(label: Array, seed: int) -> Array:
+    """[N] a row's place among those of its class, drawn: every n-th of them keeps the shares of classes."""
+    draw = np.random.default_rng(seed).permutation(len(label))
+    order = draw[np.argsort(label[draw], kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(label))[:-1]])
+    place = np.empty(len(label), np.int64)
+    place[order] = np.arange(len(label)) - starts[label[order]]
+    return place
 
 
 def publish_array(path: Path, rows: Array) -> None:
@@ -108,13 +138,19 @@ def read_table(path: Path) -> LatentTable:
 
 def from_npz(path: Path) -> LatentTable:
     """X_train, y_train, X_test, y_test, and X_val, y_val if there is a validation split."""
+    arrays: dict[str, Array] = {}
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise UserError(f"{path} is no .npz file of plain arrays ({error})") from error
+            for name in (f"{kind}_{split}" for split in (*NEEDED, *OPTIONAL) for kind in "Xy"):
+                if name in file.files:
+                    arrays[name] = file[name]
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, RuntimeError, OSError, EOFError, MemoryError, BadZipFile, DamagedStream) as error:
+        raise UserError(f"{path} is no .npz file of plain arrays that fit into memory ({error})") from error
+    for name, rows in arrays.items():
+        if not isinstance(rows, np.ndarray):
+            raise UserError(f"{path}: {name} is no array of numpy's")
     given = {
         split: (arrays.get(f"X_{split}"), arrays.get(f"y_{split}"))
         for split in (*NEEDED, *OPTIONAL)
@@ -130,6 +166,9 @@ def from_arrays(given: Mapping[str, tuple[Array | None, Array | None]], origin: 
 
 def _encoded(found: Mapping[str, tuple[Array, Array]], origin: str) -> LatentTable:
     """From labels as they are given to places in classes."""
+    kinds = {label.dtype.kind: f"those of {split} are {_called(label)}" for split, (_, label) in found.items()}
+    if len(kinds) > 1:
+        raise UserError(f"{origin}: labels are all names, or all whole numbers; {' and '.join(kinds.values())}")
     classes: list[Any] = np.unique(np.concatenate([label for _, label in found.values()])).tolist()
     place = {name: at for at, name in enumerate(classes)}
     splits = {
@@ -151,14 +190,17 @@ def _pair(latent: Array | None, label: Array | None, split: str, origin: str) ->
     return _as_floats(latent), _names(label, f"{origin}: y_{split}")
 
 
+def _called(label: Array) -> str:
+    return "names" if label.dtype.kind == "U" else "numbers"
+
+
 def _names(label: Array, where: str) -> Array:
-    missing = np.zeros(len(label), bool)
-    if label.dtype.kind in "iu":
-        missing = label < 0
-    elif label.dtype.kind == "f":
-        missing = ~np.isfinite(label)
-        if (label[~missing] != np.round(label[~missing])).any():
-            raise UserError(f"{where} are labels, so whole numbers or names, not {label[~missing][0]}")
+    """Labels as text or int64."""
+    if label.dtype.kind in "iuf":
+        missing = ~np.isfinite(label) | (label < 0)
+        odd = label[~missing & ((label != np.round(label)) | (label > EXACT))]
+        if len(odd):
+            raise UserError(f"{where} are labels, so whole numbers or names, not {odd[0]}")
         label = np.where(missing, -1, label).astype(np.int64)
     elif label.dtype.kind == "U":
         missing = label == ""
@@ -277,19 +319,19 @@ def _shape(rows: Array) -> str:
 
 def check(table: LatentTable, folds: int, origin: str) -> None:
     """Whether classifiers can be fitted and judged; `folds` 0 stands for a hold-out."""
+    _check_classes(table.classes, origin)
     for name in NEEDED:
         if name not in table.splits:
             raise UserError(f"{origin} has no split {name}; it needs train and test, and may have val")
     for name, split in table.splits.items():
         _check_labels(table, name, origin)
-        if not table.width or split.latent.shape[1] != table.width:
+        if not split.latent.shape[1]:
+            raise UserError(f"{origin}: latents of {name} are empty: each row has 0 numbers")
+        if split.latent.shape[1] != table.width:
             raise UserError(
                 f"{origin}: latents of {name} have {split.latent.shape[1]} numbers, those of train {table.width}"
             )
-        for rows in chunks(len(split.latent)):
-            if not (finite := np.isfinite(split.latent[rows]).all(1)).all():
-                at = rows.start + int(np.flatnonzero(~finite)[0])
-                raise UserError(f"{origin}: row {at} of {name}{_clip(split, at)} has numbers that are not finite")
+        _check_numbers(split, name, origin)
     count = np.bincount(table.splits["train"].label, minlength=len(table.classes))
     there = np.flatnonzero(count)
     if len(there) < 2:
@@ -297,6 +339,11 @@ def check(table: LatentTable, folds: int, origin: str) -> None:
             f"{origin}: all rows of train are of one class, {table.classes[there[0]]}; a probe tells classes apart"
         )
     fewest = int(there[count[there].argmin()])
+    if not folds and "val" not in table.splits and count[fewest] < 2:
+        raise UserError(
+            f"{origin}: class {table.classes[fewest]} has one row in train, and without a validation split a class "
+            "needs two: one to learn from, one to choose by; leave it out"
+        )
     if count[fewest] < folds:
         few = int((count[there] < folds).sum())
         raise UserError(
@@ -305,6 +352,31 @@ def check(table: LatentTable, folds: int, origin: str) -> None:
             + ("; leave it out, or say " if count[fewest] == 1 else f"; say folds={count[fewest]}, or ")
             + "folds=0 for a hold-out"
         )
+
+
+def _check_classes(classes: Sequence[str], origin: str) -> None:
+    for name in classes:
+        if not isinstance(name, str):
+            raise UserError(f"{origin}: the name of a class is {name!r}; it should be text")
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{origin}: the name of a class, {name!r}, is not text that can be written") from error
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if list(classes).count(name) > 1)
+        raise UserError(f"{origin}: two classes are called {twice!r}")
+
+
+def _check_numbers(split: Split, name: str, origin: str) -> None:
+    for rows in chunks(len(split.latent)):
+        largest = np.abs(split.latent[rows]).max(1)
+        odd = np.flatnonzero(~(largest <= LARGEST))
+        if len(odd):
+            at = rows.start + int(odd[0])
+            where = f"{origin}: row {at} of {name}{_clip(split, at)} has"
+            if not np.isfinite(largest[odd[0]]):
+                raise UserError(f"{where} numbers that are not finite")
+            raise UserError(f"{where} a number of {largest[odd[0]]:.2g}; divide latents that exceed {LARGEST:.0g}")
 
 
 def _check_labels(table: LatentTable, name: str, origin: str) -> None:

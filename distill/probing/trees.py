@@ -136,9 +136,8 @@ class Forest(_Planted):
 class Boosted(Softmax):
     """XGBoost: a tree for each class in every round, on principal axes, in bins.
 
-    Folds share one matrix of bins, in which the rows that a fold tests weigh nothing; axes and edges of bins therefore
-    know the rows that are tested, though not their labels. All numbers of rounds come from one fit, which ends early
-    where the tested rows gain nothing from `patience` rounds more.
+    The settings of a fold share its axes and bins. All numbers of rounds come from one fit, which ends early where the
+    tested rows gain nothing from `patience` rounds more.
     """
 
     def __init__(
@@ -195,20 +194,15 @@ class Boosted(Softmax):
         self, X: Array, y: Array, folds: Array, grid: Sequence[Setting], todo: Sequence[int]
     ) -> Iterator[tuple[int, Array]]:
         classes, encoded = np.unique(y, return_inverse=True)
-        shapes = [({**self.get_params(), **dict(shape)}, places) for shape, places in alike(grid, BINS).items()]
-        seen = [Principal.of(X, given["components"])(X) for given, _ in shapes]
-        whole = [
-            xgboost.QuantileDMatrix(rows, encoded, max_bin=given["max_bin"])
-            for rows, (given, _) in zip(seen, shapes, strict=True)
-        ]
         for fold in todo:
             held_out, found = folds == fold, np.empty(len(grid))
-            for rows, matrix, (given, places) in zip(seen, whole, shapes, strict=True):
-                matrix.set_weight((~held_out).astype(np.float32))
-                tested = xgboost.QuantileDMatrix(
-                    rows[held_out], encoded[held_out], max_bin=given["max_bin"], ref=matrix
-                )
-                found[places] = self._path(matrix, tested, [grid[place] for place in places], len(classes))
+            training, tested = X[~held_out], X[held_out]
+            for shape, places in alike(grid, BINS).items():
+                given = {**self.get_params(), **dict(shape)}
+                axes, bins = Principal.of(training, given["components"]), given["max_bin"]
+                rows = xgboost.QuantileDMatrix(axes(training), encoded[~held_out], max_bin=bins)
+                judged = xgboost.QuantileDMatrix(axes(tested), encoded[held_out], max_bin=bins, ref=rows)
+                found[places] = self._path(rows, judged, [grid[place] for place in places], len(classes))
             yield fold, found
 
     def _path(self, rows: Any, tested: Any, grid: Sequence[Setting], classes: int) -> Array:
