@@ -69,7 +69,7 @@ class Landmarks(Law):
         return self._map(mapped) + self._see(rows, mapped) + _sums(rows, mapped) + _system(mapped)
 
     def _map(self, mapped: Size) -> Work:
-        return CALL + Work(30 * mapped.width**3)
+        return CALL + Work(40 * mapped.width**3)
 
     def _see(self, rows: float, mapped: Size) -> Work:
         count, width = mapped.width, self.size.width
