@@ -306,10 +306,14 @@ def test_a_mistake_is_one_line(
         (["runs/tiny"], "'runs/tiny' is not key=value"),
     ],
 )
-def test_a_mistake_in_what_to_judge_is_one_line(capsys: Capture, arguments: list[str], told: str) -> None:
+def test_a_mistake_in_what_to_judge_is_one_line(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert command.run("probe", arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_no_npz_is_one_line(capsys: Capture, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
 from distill.errors import UserError
 from distill.files import publish_text
@@ -57,18 +57,18 @@ def answer(request: Request) -> dict[str, Any]:
     """What probe.json says; empty in every process but the first."""
     processes = start(request.recipes[0]) if request.recipes else PartialState(timeout=timedelta(days=1))
     talk, found = Talk(processes.is_main_process), dict[str, Any]()
+    students = [_elsewhere(request)] if request.latents and talk.active else []
+    teachers, outs = list[Subject](), (request.out, *(recipe.out for recipe in request.recipes))
     with ExitStack() as held:
-        for folder in {Path(out).resolve(): out for out in (request.out, *(one.out for one in request.recipes))}:
+        for folder in dict.fromkeys(Path(out).resolve() for out in outs):
             if folder.exists() and not folder.is_dir():
                 raise UserError(f"{folder} is a file; choose another out=")
             held.enter_context(alone_in(folder, processes))
-        if isinstance(processes, Accelerator):
-            encodings = [Encoding.of(recipe, processes) for recipe in request.recipes]
-            encoded = [encoding.encode() for encoding in encodings]
-        else:
-            encodings, encoded = [], []
+        encodings = [Encoding.of(recipe, processes) for recipe in request.recipes]
+        encoded = [encoding.encode() for encoding in encodings]
         if talk.active:
-            students, teachers = _of_runs(encodings, encoded, talk) if encodings else ([_elsewhere(request)], [])
+            if encodings:
+                students, teachers = _of_runs(encodings, encoded, talk)
             judged = _judge(request, [*students, *teachers], talk)
             found = _publish(request, encodings, students, judged)
             _tell(judged, talk)
