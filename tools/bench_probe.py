@@ -1,7 +1,7 @@
 """What the probe's search costs beside scikit-learn's, on made-up latents: `make bench-probe`.
 
 Every pair gets the same rows, folds and grid, in one run, on one thread; seconds are those of the processor. The scores
-of the two stand beside the ratio. Plain linear SVMs take seven minutes a fold, so there both sides do one fold of ten;
+of the two stand beside the ratio. Plain linear SVMs take minutes a fold, so there both sides do one fold of ten;
 plain logistic regressions end after a hundred steps, short of the optimum.
 With --kinetics only ours run, with the probe job's grids at the size of Kinetics-400 and on all cores, and memory is
 told.
