@@ -1,0 +1,1 @@
+"""From a trained student to a file that runs on a device."""
