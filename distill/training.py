@@ -57,6 +57,7 @@ from distill.teaching.store import check as check_cache
 from distill.teaching.teacher import Teacher, fingerprint, open_teacher, wants
 
 WRONG = "it counts as wrong"
+PATIENCE = timedelta(days=1)  # one process may render, or fit probes, while the others wait
 FILL = "distill cache with the same recipe and keys"
 
 
@@ -208,8 +209,7 @@ def start(recipe: Recipe) -> Accelerator:
     # A recipe may leave out the decoder or the classifier; their parameters then have no gradient. Statistics and
     # memories come out alike on all processes by themselves.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    # One process may render, or fit probes, while the others wait.
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = Accelerator(mixed_precision=recipe.train.precision, kwargs_handlers=[unused, patient])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:

@@ -19,7 +19,8 @@ from distill.errors import UserError
 from distill.evaluate import counts
 from distill.probing.base import Array, softmax
 from distill.probing.judged import Judged, latent_facts
-from distill.probing.metrics import PerClass, interval, measures, spectrum
+from distill.probing.metrics import PerClass, interval, measures, variances
+from distill.probing.moments import Moments
 from distill.probing.page import write_pages
 from distill.probing.table import LatentTable, Split
 from distill.report_figures import CONFUSION_CLASSES, confusion_table
@@ -319,7 +320,8 @@ def test_the_spectrum_is_that_of_the_covariance() -> None:
     draw = np.random.default_rng(0)
     latent = (draw.normal(size=(9000, 6)) @ draw.normal(size=(6, 6)) + 40).astype(np.float32)
     wanted = np.linalg.eigvalsh(np.cov(latent.T.astype(np.float64), bias=True))[::-1]
-    assert spectrum(latent) == pytest.approx(wanted, rel=1e-9)
+    found = variances(Moments.of(latent, draw.integers(0, 3, len(latent)), 3))
+    assert found == pytest.approx(wanted, rel=1e-9)
 
 
 def test_facts_about_latents_take_little_memory(tmp_path: Path) -> None:

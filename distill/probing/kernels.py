@@ -80,11 +80,12 @@ class Nystroem(Probe):
         """Of each fold a map of every shape, which all its penalties share."""
         ridge = Ridge(self.alpha, standardise=False)
         for fold in todo:
-            learnt_from, found = folds != fold, np.empty(len(grid))
+            held_out, found = folds == fold, np.empty(len(grid))
+            training, alone = X[~held_out], np.where(held_out, 0, -1)
             for shape, places in alike(grid, ("gamma", "landmarks")).items():
-                near = Landmarks(X[learnt_from], **{**self._shape(), **dict(shape)}, seed=self.random_state)
+                near = Landmarks(training, **{**self._shape(), **dict(shape)}, seed=self.random_state)
                 penalties = [_rest(grid[place]) for place in places]
-                ((_, found[places]),) = ridge.cv_path(near(X), y, np.where(learnt_from, -1, 0), penalties, [0])
+                ((_, found[places]),) = ridge.cv_path(near(X), y, alone, penalties, [0])
             yield fold, found
 
     def _shape(self) -> dict[str, Any]:

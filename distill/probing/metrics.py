@@ -81,13 +81,8 @@ def interval(right: int, of: int, confidence: float = 0.95) -> tuple[float, floa
     return float(middle - reach), float(middle + reach)
 
 
-def spectrum(latents: Array) -> Array:
-    """Variances along the principal axes, the largest first."""
-    return variances(Moments.of(latents, np.zeros(len(latents), np.int64), 1))
-
-
 def variances(sums: Moments) -> Array:
-    """The same of rows of which there are sums."""
+    """Of rows, along their principal axes, the largest first."""
     found: Array = np.linalg.eigvalsh(sums.centred / sums.rows)[::-1].clip(min=0)
     return found
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from distill.probing.work import Size
 from distill.report import write_report
 from distill.run_log import Talk, percent
 from distill.shards.grid import Shards
-from distill.training import alone_in, start
+from distill.training import PATIENCE, alone_in, start
 
 LONG = 3600.0  # seconds after which a person should know of budget=
 SEEDS = 1 << 32  # that numpy and scikit-learn know
@@ -55,7 +54,7 @@ def probe(request: Request) -> dict[str, Any]:
 
 def answer(request: Request) -> dict[str, Any]:
     """What probe.json says; empty in every process but the first."""
-    processes = start(request.recipes[0]) if request.recipes else PartialState(timeout=timedelta(days=1))
+    processes = start(request.recipes[0]) if request.recipes else PartialState(timeout=PATIENCE)
     talk, found = Talk(processes.is_main_process), dict[str, Any]()
     students = [_elsewhere(request)] if request.latents and talk.active else []
     teachers, outs = list[Subject](), (request.out, *(recipe.out for recipe in request.recipes))

@@ -60,10 +60,15 @@ def said_about(path: Path) -> Mapping[str, Any]:
     """What a file says about its probe, which is not read; nothing where there is none."""
     try:
         with safe_open(path, "numpy") as file:
-            found = json.loads((file.metadata() or {})[HEADER])["about"]
+            found = _head(file)["about"]
     except (OSError, KeyError, SafetensorError, ValueError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _head(file: Any) -> Any:
+    """What an open safetensors file says of its probe; a KeyError where it holds none."""
+    return json.loads((file.metadata() or {})[HEADER])
 
 
 def load_probe(path: Path) -> Saved:
@@ -88,7 +93,7 @@ def _line(error: Exception) -> str:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
         with safe_open(path, "numpy") as file:
-            head = json.loads((file.metadata() or {})[HEADER])
+            head = _head(file)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
     except KeyError as error:
         raise UserError(f"{path} is a safetensors file, but holds no fitted probe") from error

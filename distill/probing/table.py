@@ -75,7 +75,7 @@ class LatentTable:
     def save(self, folder: Path) -> None:
         for name, split in self.splits.items():
             for kind, rows in (("latent", split.latent), ("label", split.label), ("unanswered", split.unanswered)):
-                publish_array(folder / f"{name}.{kind}.npy", rows)
+                _publish_array(folder / f"{name}.{kind}.npy", rows)
             publish_text(folder / f"{name}.clips.json", json.dumps(list(split.clips)))
         head = {"version": VERSION, "classes": list(self.classes), "splits": list(self.splits), "about": self.about}
         publish_text(folder / "table.json", json.dumps(head, indent=1))  # last: it says that all is there
@@ -120,7 +120,7 @@ def rank_in_class(label: Array, seed: int) -> Array:
     return place
 
 
-def publish_array(path: Path, rows: Array) -> None:
+def _publish_array(path: Path, rows: Array) -> None:
     def write(part: Path) -> None:
         with part.open("wb") as stream:  # np.save would add an ending to a bare name
             np.save(stream, rows, allow_pickle=False)
