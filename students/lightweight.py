@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distill.outputs import ClipSpec, Student, StudentOutput
 from students._backbones import Backbone, fitting
+from students._ring import rolled
 
 
 @dataclass
@@ -68,16 +69,16 @@ class Lightweight(Student):
 
     def initial_state(self, batch: int) -> list[Tensor]:
         """Of streams before their first frame: the last frames' features [B,T,D], and 1 once there are any [B]."""
-        like = self.head.weight.detach()
-        return [like.new_zeros(batch, self.spec.frames, self.backbone.width), like.new_zeros(batch)]
+        like, first = self.head.weight.detach(), self.over_time[0].get_submodule("0")
+        assert isinstance(first, nn.Conv1d)
+        return [like.new_zeros(batch, self.spec.frames, first.in_channels), like.new_zeros(batch)]
 
     def step(
         self, frame: Tensor, state: list[Tensor], want: Collection[str] = ()
     ) -> tuple[StudentOutput, list[Tensor]]:
         """The next frame of each stream, uint8 [B,3,H,W], and the state -> what the last frames say, the next state."""
         ring, started = state
-        newest = self.pool(self.backbone.look(frame)).flatten(1)[:, None]
-        ring = torch.where(started[:, None, None] > 0, torch.cat([ring[:, 1:], newest], 1), newest)
+        ring = rolled(ring, self.pool(self.backbone.look(frame)).flatten(1), started)
         return self._judge(ring, want), [ring, torch.ones_like(started)]
 
     def _judge(self, frames: Tensor, want: Collection[str]) -> StudentOutput:

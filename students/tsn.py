@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.outputs import ClipSpec, Student, StudentOutput
 from students._backbones import Backbone, fitting
+from students._ring import rolled
 from students._shift import DIRECTIONS, insert_shift, streaming
 from students._squeeze_excite import insert_squeeze_excite
 
@@ -79,7 +80,7 @@ class TSN(Student):
 
     def initial_state(self, batch: int) -> list[Tensor]:
         """Of `batch` streams before their first frame: what each shift keeps [B,n,h,w], then the latest frames'
-        logits [B,T,K] and features [B,T,D], the oldest first, then how many frames those are [B]."""
+        logits [B,T,K] and features [B,T,D], the oldest first, and 1 once there are any [B]."""
         self._check_online()
         like, frames = self.head.weight, self.spec.frames
         with streaming(None) as kept:
@@ -90,18 +91,18 @@ class TSN(Student):
     def step(self, frame: Tensor, state: list[Tensor]) -> tuple[StudentOutput, list[Tensor]]:
         """The next frame of each stream, uint8 [B,3,H,W], and the state -> what the latest frames say, the next state.
 
-        After as many frames as a clip has, this is what the clip of the latest frames says. With the online shift the
-        frames before them count too, as they do in a longer clip: each frame knows of all before it.
+        After as many frames as a clip has, this is what the clip of the latest frames says; until then the first
+        frame stands in for those before it. With the online shift the frames before them count too, as they do in a
+        longer clip: each frame knows of all before it.
         """
         self._check_online()
-        *before, frame_logits, features, seen = state
+        *before, frame_logits, features, started = state
         with streaming(before) as now:
             _, feature = self._see(frame)
-        frame_logits = torch.cat([frame_logits[:, 1:], self.head(feature)[:, None]], 1)
-        features = torch.cat([features[:, 1:], feature[:, None]], 1)
-        seen = (seen + 1).clamp(max=self.spec.frames)
-        answer = StudentOutput(frame_logits.sum(1) / seen[:, None], features.sum(1) / seen[:, None])
-        return answer, [*now, frame_logits, features, seen]
+        frame_logits = rolled(frame_logits, self.head(feature), started)
+        features = rolled(features, feature, started)
+        answer = StudentOutput(frame_logits.mean(1), features.mean(1))
+        return answer, [*now, frame_logits, features, torch.ones_like(started)]
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -115,23 +115,35 @@ def _path(drawing: Drawing, motion: str, speed: float, start: np.ndarray) -> np.
 
 
 @functools.lru_cache(maxsize=1)
-def _digits() -> np.ndarray:
-    return np.asarray(load_digits().images, np.float32) / 16.0
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pictures [N,8,8] in [0,1], and which digit each shows."""
+    found = load_digits()
+    return np.asarray(found.images, np.float32) / 16.0, np.asarray(found.target)
 
 
 @functools.lru_cache
 def digit_numbers(split: str) -> np.ndarray:
     """Which of scikit-learn's digit pictures a split may use."""
-    share = np.array([number("digit", i) / 2**63 for i in range(len(_digits()))])
+    share = np.array([number("digit", i) / 2**63 for i in range(len(_digits()[0]))])
     low, high = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}[split]
     return np.flatnonzero((share >= low) & (share < high))
 
 
+def _pick(drawing: Drawing, clip_id: str, split: str) -> tuple[int, np.random.Generator]:
+    """The number of the picture that a clip shows, and where the rest of it is drawn from."""
+    rng = generator(drawing.seed, "motion", clip_id)
+    return int(rng.choice(digit_numbers(split))), rng
+
+
+def digit(drawing: Drawing, clip_id: str, split: str) -> int:
+    """Which digit moves in a clip."""
+    return int(_digits()[1][_pick(drawing, clip_id, split)[0]])
+
+
 def draw(drawing: Drawing, clip_id: str, motion: str, split: str) -> np.ndarray:
     """The frames of one clip, uint8 [frames, size, size, 3]; depends on the arguments alone."""
-    rng = generator(drawing.seed, "motion", clip_id)
-    size = drawing.size
-    digit = _digits()[rng.choice(digit_numbers(split))]
+    picture_number, rng = _pick(drawing, clip_id, split)
+    size, digit_picture = drawing.size, _digits()[0][picture_number]
     path = _path(drawing, motion, drawing.speed * rng.uniform(0.7, 1.3), rng.uniform(size=5))
     rows, columns = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
 
@@ -143,7 +155,7 @@ def draw(drawing: Drawing, clip_id: str, motion: str, split: str) -> np.ndarray:
     side = size * 0.24 * 2.8 ** path[:, 2, None, None]  # from 24 % to 67 % of the picture
     across = (dx * np.cos(turn) + dy * np.sin(turn)) / side * 8 + 3.5
     along = (-dx * np.sin(turn) + dy * np.cos(turn)) / side * 8 + 3.5
-    ink = drawing.contrast * map_coordinates(digit, [along, across], order=1, cval=0.0, prefilter=False)
+    ink = drawing.contrast * map_coordinates(digit_picture, [along, across], order=1, cval=0.0, prefilter=False)
 
     background = _background(drawing, rng, rows, columns)
     paint = rng.uniform(0.75, 1.0, 3) if background.mean() < 0.5 else rng.uniform(0.0, 0.25, 3)
