@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,7 +55,8 @@ class Recipe:
     student: Any = MISSING
     """The network to train: name of a file in students/, and its options."""
     init: str = ""
-    """Where the student's weights start: a run folder, or a file of weights. Empty: as the student's options say."""
+    """Where the student's weights start: a run folder, or a file of weights. Empty: as the student's options say.
+    From the folder of a pruned student it is as narrow and as sparse as that one, and stays so."""
     teacher: Any = None
     """The network that teaches: name of a file in teachers/, and its options. Empty: no teacher."""
     cache: CacheOptions = field(default_factory=CacheOptions)
@@ -111,6 +112,12 @@ def read_group(kind: type[Group], changes: Sequence[str]) -> Group:
         raise UserError(f"{COMMAND_LINE}: {_explain(error)}") from error
     assert isinstance(found, kind)
     return found
+
+
+def whole_list(argument: str, keys: Collection[str]) -> str:
+    """key=a,b stands for key=[a,b] where the key is one of a list."""
+    key, _, value = argument.partition("=")
+    return f"{key}=[{value}]" if key in keys and value[:1] != "[" else argument
 
 
 # What no stage can change: one cache serves all.

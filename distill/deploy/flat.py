@@ -21,24 +21,33 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 aten = torch.ops.aten
-NOWHERE = -1  # a frame of zeros before the first or after the last
-Triple = tuple[int, int, int]
+Known = Mapping[Any, Callable[..., Any]]  # what does a video's part instead of an operation
 
 
 def flattened(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     """The network in evaluation mode, without 3-D layers. Tensors in, tensors out, of the example's shapes."""
-    graph = torch.export.export(network.eval(), example).module()
+    return without_3d(torch.export.export(network.eval(), example).module())
+
+
+def without_3d(graph: nn.Module) -> nn.Module:
+    """The same of a graph that torch.export made."""
     assert isinstance(graph, fx.GraphModule)
-    return _Flat(graph)
+    return _Flat(graph, KNOWN)
+
+
+def with_plain_pools(graph: nn.Module) -> nn.Module:
+    """The network of such a graph, with 3-D layers, but for poolings to a number of cells: few exporters know those."""
+    assert isinstance(graph, fx.GraphModule)
+    return _Flat(graph, {aten.adaptive_avg_pool3d.default: _cells})
 
 
 class _Flat(nn.Module):
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, known: Known) -> None:
         super().__init__()
-        self.graph = graph
+        self.network, self.known = graph, known
 
     def forward(self, *given: Tensor) -> Any:
-        return _Walk(self.graph).run(*given)
+        return _Walk(self.network, self.known).run(*given)
 
 
 @dataclass(frozen=True)
@@ -71,34 +80,35 @@ class Video:
     def each(self, change: Callable[[Tensor], Tensor]) -> Video:
         return Video(change(self.frames), self.clips)
 
+    def padded(self, before: int, after: int) -> Video:
+        """With frames of zeros around it."""
+        if not before and not after:
+            return self
+        return self.each(lambda frames: F.pad(frames, (0,) * 6 + (before * self.clips, after * self.clips)))
+
     def pick(self, places: Sequence[int]) -> Tensor:
         """The frames at these places in time, in one row."""
         if list(places) == list(range(self.length)):
             return self.frames
-        rows = []
-        for first, count in runs(places):
-            if first == NOWHERE:
-                rows.append(self.frames.new_zeros(count * self.clips, *self.frames.shape[1:]))
-            else:
-                rows.append(self.frames[first * self.clips : (first + count) * self.clips])
+        rows = [self.frames[first * self.clips : (first + count) * self.clips] for first, count in runs(places)]
         return torch.cat(rows) if rows[1:] else rows[0]
 
 
 def runs(places: Sequence[int]) -> list[tuple[int, int]]:
-    """Places that follow each other, and those that are nowhere: (first, how many)."""
-    starts = [
-        at
-        for at, place in enumerate(places)
-        if not at or (place != NOWHERE) != (places[at - 1] != NOWHERE) or place not in (NOWHERE, places[at - 1] + 1)
-    ]
+    """Places that follow each other: (first, how many)."""
+    starts = [at for at, place in enumerate(places) if not at or place != places[at - 1] + 1]
     return [(places[start], end - start) for start, end in pairwise([*starts, len(places)])]
 
 
 class _Walk(fx.Interpreter):
     """Through a graph of what torch.export made, with videos where it has tensors of five dimensions."""
 
+    def __init__(self, graph: fx.GraphModule, known: Known) -> None:
+        super().__init__(graph)
+        self.known = known
+
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        known = KNOWN.get(target)
+        known = self.known.get(target)
         found = known(*args, **kwargs) if known else NotImplemented
         if found is NotImplemented:
             found = target(*map(_plain, args), **kwargs)
@@ -132,7 +142,10 @@ def _convolution(
 ) -> Video:
     video, span = _video(given), weight.shape[2]
     (step, *steps), (around, *pads), (gap, *gaps) = _triple(stride), _triple(padding), _triple(dilation)
-    taps = [video.pick(places) for places in _taps(video.length, span, step, around, gap)]
+    seen = _taps(video.length, span, step, around, gap)
+    before, after = -min(min(map(min, seen)), 0), max(max(map(max, seen)) + 1 - video.length, 0)
+    around_it = video.padded(before, after)
+    taps = [around_it.pick([place + before for place in places]) for places in seen]
     if groups == 1:
         stacked = torch.cat(taps, 1) if span > 1 else taps[0]
         side_by_side = weight.transpose(1, 2).flatten(1, 2)
@@ -145,10 +158,10 @@ def _convolution(
 
 
 def _taps(length: int, span: int, step: int, around: int, gap: int) -> list[list[int]]:
-    """For each tap of a kernel over time, the place in time that it sees of every frame that comes out."""
+    """For each tap of a kernel over time, the place in time that it sees of every frame that comes out; some lie
+    before the first frame or after the last."""
     count = (length + 2 * around - gap * (span - 1) - 1) // step + 1
-    seen = [[out * step - around + tap * gap for out in range(count)] for tap in range(span)]
-    return [[place if 0 <= place < length else NOWHERE for place in places] for places in seen]
+    return [[out * step - around + tap * gap for out in range(count)] for tap in range(span)]
 
 
 def _batch_norm(given: Any, *rest: Any, **options: Any) -> Any:
@@ -172,8 +185,9 @@ def _largest(
     small = video.each(lambda frames: F.max_pool2d(frames, sides, steps, pads, gaps)) if _more(sides, steps) else video
     places = _taps(video.length, span, step, around, gap)
     # A frame beside the video is never the largest: one that counts anyway stands in for it.
-    there = [next(place for place in column if place != NOWHERE) for column in zip(*places, strict=True)]
-    filled = [[put if place == NOWHERE else place for place, put in zip(row, there, strict=True)] for row in places]
+    inside = range(video.length)
+    there = [next(place for place in column if place in inside) for column in zip(*places, strict=True)]
+    filled = [[place if place in inside else put for place, put in zip(row, there, strict=True)] for row in places]
     return Video(reduce(torch.maximum, (small.pick(row) for row in filled)), video.clips)
 
 
@@ -219,7 +233,7 @@ def _picture_cells(pictures: Tensor, sides: Sequence[int]) -> Tensor:
     found = [windows(side, cells) for side, cells in zip(pictures.shape[2:], sides, strict=True)]
     kernel = [{end - start for start, end in each} for each in found]
     stride = [{second[0] - first[0] for first, second in pairwise(each)} or {1} for each in found]
-    if all(len(each) == 1 for each in (*kernel, *stride)):
+    if all(len(each) == 1 and 0 not in each for each in (*kernel, *stride)):
         return F.avg_pool2d(pictures, [*map(min, kernel)], [*map(min, stride)])
     rows = [
         torch.cat([pictures[:, :, top:bottom, left:right].mean((2, 3), keepdim=True) for left, right in found[1]], 3)

@@ -11,7 +11,7 @@ from distill.errors import UserError
 from distill.probing.classifiers import PROBES
 from distill.probing.costs import read_budget
 from distill.probing.options import ProbeOptions
-from distill.recipe import Recipe, read_group, read_recipe
+from distill.recipe import Recipe, read_group, read_recipe, whole_list
 
 GROUP = "probe."
 OPTIONS = [item.name for item in fields(ProbeOptions)]
@@ -41,7 +41,7 @@ class _Elsewhere(ProbeOptions):
 
 def read(arguments: Sequence[str]) -> Request:
     """`run=DIR key=value ...` or `latents=FILE out=DIR key=value ...`."""
-    given = [_whole_list(argument.removeprefix(GROUP)) for argument in arguments]
+    given = [whole_list(argument.removeprefix(GROUP), ("probes",)) for argument in arguments]
     values: dict[str, str] = {}
     for argument in given:
         key, equals, value = argument.partition("=")
@@ -94,12 +94,6 @@ def _recipe(run: str, changes: Iterable[str]) -> Recipe:
 def _home(runs: Sequence[str]) -> str:
     """One run's own folder; of several, the one they are in."""
     return runs[0] if len(runs) == 1 else os.path.commonpath(runs) or "."
-
-
-def _whole_list(argument: str) -> str:
-    """probes=svm,lda stands for probes=[svm,lda]."""
-    key, _, value = argument.partition("=")
-    return f"{key}=[{value}]" if key == "probes" and value[:1] != "[" else argument
 
 
 def check(options: ProbeOptions) -> None:
