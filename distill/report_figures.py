@@ -65,12 +65,12 @@ def loss_chart(
     alt: str,
 ) -> Markup:
     """Every term over the steps: raw as a wide pale line, weighted as a thin one on top."""
-    figure, axes = _chart(3.8, 2.6, "training step", "loss (no unit)")
+    figure, axes = chart(3.8, 2.6, "training step", "loss (no unit)")
     for name in raw:
         axes.plot(steps, raw[name], color=colours[name], linewidth=4.5, alpha=0.3, solid_capstyle="round")
         axes.plot(steps, weighted[name], color=colours[name], linewidth=1.3)
     _log_scale(axes, np.array([*raw.values(), *weighted.values()], np.float64))
-    return _svg(figure, alt)
+    return svg(figure, alt)
 
 
 def share_chart(
@@ -84,7 +84,7 @@ def share_chart(
 ) -> Markup:
     """Shares as curves of (colour, marker, points), and what guessing gives. `ticks` are for a logarithmic axis: the
     numbers it shows, and where curves have their markers. `highest` is of all the charts that stand together."""
-    figure, axes = _chart(width, 2.9, *axis_names)
+    figure, axes = chart(width, 2.9, *axis_names)
     if chance is not None:
         _guessing(axes, chance)
     for colour, marker, points in curves:
@@ -96,7 +96,7 @@ def share_chart(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_ylim(0, min(100, max(axes.get_ylim()[1], 20, 105 * highest)))
-    return _svg(figure, alt)
+    return svg(figure, alt)
 
 
 def _guessing(axes: Axes, chance: float) -> None:
@@ -133,7 +133,7 @@ def latent_map(latent: np.ndarray, group: np.ndarray, alt: str, principal: bool 
     -1 = in grey."""
     place = _principal_axes(latent) if principal else _neighbourhoods(latent)
     kind = "principal" if principal else "t-SNE"
-    figure, axes = _chart(3.5, 3.3, f"{kind} axis 1 (no unit)", f"{kind} axis 2 (no unit)")
+    figure, axes = chart(3.5, 3.3, f"{kind} axis 1 (no unit)", f"{kind} axis 2 (no unit)")
     for number in np.unique(group):
         shown = place[group == number]
         known = number >= 0
@@ -149,7 +149,7 @@ def latent_map(latent: np.ndarray, group: np.ndarray, alt: str, principal: bool 
     axes.grid(False)
     axes.set_xticks([])
     axes.set_yticks([])
-    return _svg(figure, alt)
+    return svg(figure, alt)
 
 
 def _neighbourhoods(latent: np.ndarray) -> np.ndarray:
@@ -219,7 +219,7 @@ def _standardised(latent: np.ndarray) -> np.ndarray:
     return np.asarray(StandardScaler().fit_transform(latent.astype(np.float64)))
 
 
-def _chart(width: float, height: float, across: str, up: str) -> tuple[Figure, Axes]:
+def chart(width: float, height: float, across: str, up: str) -> tuple[Figure, Axes]:
     """An empty chart with quiet axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
@@ -248,7 +248,7 @@ def _log_scale(axes: Axes, values: np.ndarray) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _svg(figure: Figure, alt: str) -> Markup:
+def svg(figure: Figure, alt: str) -> Markup:
     """The figure as an inline element that scales with the page and speaks to screen readers."""
     figure.patch.set_alpha(0)
     for axes in figure.axes:
