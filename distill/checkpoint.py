@@ -7,7 +7,7 @@ distill/hub.py. Nothing is ever unpickled into code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from distill.hub import CARD, CONFIG, WEIGHTS, DistilledStudent, read_config, un
 from distill.measure import surroundings
 from distill.outputs import ClipSpec, Student
 from distill.weights import digest_facts, digest_file
+from distill.widths import Widths
 
 KEEP = 2
 
@@ -32,6 +33,10 @@ class StudentCard:
     options: dict[str, Any]  # of its plug-in, with the plug-in's name
     classes: list[str]
     spec: ClipSpec
+    widths: Widths = field(default_factory=dict)
+    """Of the layers that pruning made narrower than the options do."""
+    sparse: list[str] = field(default_factory=list)
+    """The tensors whose zeros stay zeros."""
 
 
 def build_student(options: Any, classes: int) -> Student:
@@ -76,7 +81,7 @@ def save_student(
 
 
 def _distilled(student: Student, card: StudentCard, facts: dict[str, Any]) -> DistilledStudent:
-    kept = DistilledStudent(asdict(card)["options"], list(card.classes), facts)
+    kept = DistilledStudent(asdict(card)["options"], list(card.classes), facts, card.widths, card.sparse)
     kept.fill(student.state_dict(), "the trained student")
     return kept
 
@@ -92,7 +97,7 @@ def student_folder(where: Path) -> Path:
 
 def read_card(run: Path) -> StudentCard:
     found = read_config(student_folder(run))
-    return StudentCard(found["options"], found["classes"], ClipSpec(**found["spec"]))
+    return StudentCard(found["options"], found["classes"], ClipSpec(**found["spec"]), found["widths"], found["sparse"])
 
 
 def load_student(run: Path) -> Student:
@@ -101,7 +106,10 @@ def load_student(run: Path) -> Student:
 
 def fingerprint_student(run: Path) -> str:
     """Of the weights, and of what they are built into; a change of the plug-in's own code is not seen."""
-    return digest_file(student_folder(run) / WEIGHTS) + digest_facts(asdict(read_card(run)))
+    card = asdict(read_card(run))  # what pruning did to it shows in the weights
+    return digest_file(student_folder(run) / WEIGHTS) + digest_facts(
+        {part: card[part] for part in ("options", "classes", "spec")}
+    )
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """A student in a folder of its own, ready for the Hub: model.safetensors, config.json and README.md, its model card.
 
-config.json says how to build the student again (the plug-in's options, the names of the classes, the clips it wants)
-and what is known of it (facts for the card). model.safetensors holds the tensors under the names that the plug-in's
+config.json says how to build the student again (the plug-in's options, the names of the classes, the clips it wants;
+of a pruned one the widths that are left, and the tensors whose zeros stay) and what is known of it (facts for the
+card). model.safetensors holds the tensors under the names that the plug-in's
 network gives them. Shapes: B clips, T frames, K classes, L latent width.
 """
 
@@ -27,6 +28,7 @@ from distill.files import publish, publish_text
 from distill.measure import imagined
 from distill.model_card import TASK, TEMPLATE, results, tables
 from distill.outputs import ClipSpec, Student, StudentOutput
+from distill.widths import Widths, narrow
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -44,10 +46,18 @@ class DistilledStudent(
     Building one fetches no pretrained weights: its own come from a file, or from a student that was trained.
     """
 
-    def __init__(self, options: dict[str, Any], classes: list[str], facts: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        options: dict[str, Any],
+        classes: list[str],
+        facts: dict[str, Any] | None = None,
+        widths: Widths | None = None,
+        sparse: list[str] | None = None,
+    ) -> None:
         super().__init__()
         checked = unfetched(check_options(options, "the student's options"))
         self.student: Student = plugins.build("student", checked, classes=len(classes))
+        narrow_student(self.student, widths or {}, len(classes))
         self.classes, self.facts = list(classes), facts or {}
         self.spec, self.feature_names = self.student.spec, self.student.feature_names
         self.encoder = tuple(f"student.{name}" for name in self.student.encoder)
@@ -56,6 +66,8 @@ class DistilledStudent(
             "classes": self.classes,
             "spec": asdict(self.spec),
             "facts": self.facts,
+            **({"widths": widths} if widths else {}),
+            **({"sparse": sparse} if sparse else {}),
         }
 
     def forward(self, frames: Tensor, want: Collection[str] = ()) -> StudentOutput:
@@ -112,12 +124,15 @@ class DistilledStudent(
 
     @classmethod
     def _from_pretrained(  # type: ignore[override]  # the files are here by now, and the rest of them says nothing new
-        cls, *, model_id: str, map_location: str | torch.device, options: Any, classes: Any, facts: Any, **_: Any
+        cls, *, model_id: str, map_location: str | torch.device, options: Any, classes: Any, facts: Any, **more: Any
     ) -> Self:
         file = Path(model_id) / WEIGHTS
         if not file.is_file():
             raise UserError(f"{file} is missing: the student was not saved to its end")
-        model = cls(options, classes, facts)
+        try:
+            model = cls(options, classes, facts, more.get("widths"), more.get("sparse"))
+        except UserError as error:
+            raise UserError(f"{file.with_name(CONFIG)}: {error}") from error
         try:
             model.fill(load_file(file), file)
         except SafetensorError as error:
@@ -152,7 +167,8 @@ def _download(name: str, how: dict[str, Any]) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """options, classes, spec and facts of the student in this folder; nothing is built or imported but its plug-in."""
+    """options, classes, spec, facts, widths and sparse of the student in this folder; nothing is built or imported but
+    its plug-in."""
     path = folder / CONFIG
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -173,7 +189,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: spec should be a number of frames and a size, each a whole number of at least 1")
     if not isinstance(found["facts"], dict):
         raise UserError(f"{path}: facts should be a table of what is known")
-    return {part: found[part] for part in parts}
+    widths, sparse = found.get("widths", {}), found.get("sparse", [])
+    if not isinstance(widths, dict) or any(not isinstance(layer, dict) for layer in widths.values()):
+        raise UserError(f"{path}: widths should be a table of layers")
+    if not isinstance(sparse, list) or any(not isinstance(name, str) for name in sparse):
+        raise UserError(f"{path}: sparse should be a list of names of tensors")
+    return {**{part: found[part] for part in parts}, "widths": widths, "sparse": sparse}
 
 
 def check_options(given: Any, origin: object) -> Any:
@@ -193,6 +214,19 @@ def check_options(given: Any, origin: object) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(given)))
     except OmegaConfBaseException as error:
         raise UserError(f"{origin}: option {error.full_key}: {str(error.msg).splitlines()[0]}") from error
+
+
+def narrow_student(student: Student, widths: Widths, classes: int) -> None:
+    """Make a student as narrow as these widths say, if that makes a network."""
+    narrow(student, widths)
+    if not widths:
+        return
+    try:
+        logits = imagined(student, ("reconstruction",)).logits
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"widths: the layers do not fit each other ({str(error).splitlines()[0]})") from error
+    if logits.shape[1] != classes:
+        raise UserError(f"widths: they leave {logits.shape[1]} logits of {classes} classes")
 
 
 def unfetched(options: Any) -> Any:

@@ -23,6 +23,7 @@ from distill.objective.objective import Objective
 from distill.objective.schedule import Span, steps_of
 from distill.optim import Rate
 from distill.outputs import Clips, Student, TeacherOutput
+from distill.quantising import KINDS
 from distill.randomness import generator, number
 from distill.run_log import RunLog, Talk
 from distill.teaching.teacher import Teacher
@@ -41,6 +42,8 @@ class TrainOptions:
     """Parts that a process cuts its share of a batch into, to save memory."""
     precision: str = "no"
     """Mixed precision: no, fp16 or bf16."""
+    quantise: str = ""
+    """Train and judge as the student will run once exported so: int8. Its weights stay float. Empty: as it is."""
     log_every: Span = 20
     """Time between two lines of losses: steps, or '1 epoch'."""
     evaluate_every: Span = 200
@@ -80,6 +83,8 @@ def check(options: TrainOptions) -> None:
     """What can be said before it is known how long an epoch is."""
     if options.precision not in PRECISIONS:
         raise UserError(f"train.precision is {options.precision!r}; known: {', '.join(PRECISIONS)}")
+    if options.quantise not in KINDS:
+        raise UserError(f"train.quantise is {options.quantise!r}; known: {', '.join(filter(None, KINDS))}")
     if options.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a GPU; a CPU knows bf16")
     for name in ("batch", "accumulate"):

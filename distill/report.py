@@ -93,8 +93,9 @@ class Run:
         return self.name.replace("_", " ")
 
     @property
-    def steps(self) -> int:
-        return int(self.recipe["train"]["steps"])
+    def steps(self) -> int | str:
+        steps: int | str = self.recipe["train"]["steps"]  # or "20 epochs"
+        return steps
 
     @property
     def terms(self) -> set[str]:

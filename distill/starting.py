@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.checkpoint import student_folder
 from distill.errors import UserError
@@ -50,6 +50,20 @@ def start_from(student: Student, where: str) -> str:
     unused = [name for name in found if not name.startswith(cut) or put + name.removeprefix(cut) not in own]
     change = f" ({cut}* is {put}* here)" if put or cut else ""
     return _told(own, fits, resized, unused, f"{where}{change}")
+
+
+def hold_zeros(student: Student, names: Sequence[str]) -> None:
+    """Training leaves these tensors' zeros as they are: no optimiser moves them without a gradient, nor by decay."""
+    parameters = dict(student.named_parameters())
+    for name in names:
+        if name not in parameters:
+            raise UserError(f"init: the student has no tensor {name!r} that could be sparse")
+        if parameters[name].requires_grad:
+            _hold_zeros(parameters[name])
+
+
+def _hold_zeros(parameter: nn.Parameter) -> None:
+    parameter.register_hook(lambda gradient: gradient.masked_fill(parameter == 0, 0.0))  # type: ignore[no-untyped-call]
 
 
 def _best_change(own: Tensors, found: Tensors) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from distill.checkpoint import (
     copy_student,
     newest_checkpoint,
     outline,
+    read_card,
     save_student,
 )
 from distill.clips.batches import Failures, Plan, training_batches
@@ -35,6 +37,7 @@ from distill.errors import UserError
 from distill.evaluate import Answers, collect, evaluate
 from distill.files import publish, publish_text
 from distill.freezing import Schedule
+from distill.hub import narrow_student
 from distill.keeping import Keeper
 from distill.loop import Learner, Loop, Timetable, check
 from distill.measure import measure
@@ -43,6 +46,7 @@ from distill.objective.objective import Objective, needs_teacher
 from distill.optim import Rate, make_optimizer
 from distill.optim import check as check_optim
 from distill.outputs import ClipSpec, Student
+from distill.quantising import quantise
 from distill.randomness import number
 from distill.recipe import Recipe, differences, save_recipe, stages
 from distill.rehearsal import Rehearsal, check_recipe, check_student
@@ -50,7 +54,7 @@ from distill.report import write_report
 from distill.run_log import RunLog, Talk
 from distill.shards.claims import Claims
 from distill.shards.grid import Shards
-from distill.starting import start_from
+from distill.starting import hold_zeros, start_from
 from distill.sync import sync_batch_norm
 from distill.teaching.store import CachedTeacher, needed, output_shards
 from distill.teaching.store import check as check_cache
@@ -100,11 +104,8 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
     started = time.monotonic()
     clips = look(recipe, accelerator)
     held_out = clips.manifest.of("test")
-    torch.manual_seed(number(recipe.seed, "weights"))
-    student = build_student(recipe.student, len(clips.manifest.classes))
+    student, card = begin(recipe, clips.manifest.classes, talk)
     plan = make_plan(recipe, clips, accelerator)
-    if recipe.init and not checkpoints(run):
-        talk.say(start_from(student, recipe.init))
     loop = make_loop(recipe, clips, plan, student, accelerator, talk)
     steps = range(loop.done, loop.times.steps)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
@@ -124,7 +125,6 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
         summary["best"] = {"step": keeper.at, recipe.train.best: keeper.top}
     summary |= {name: ids for name, ids in (("replaced", replaced), ("unreadable", failed)) if ids}
     if accelerator.is_main_process:
-        card = StudentCard(dict(vars(recipe.student)), list(clips.manifest.classes), student.spec)
         summary |= measure(copy_student(student, card))
         save_student(run, student, card, summary, {split: len(clips.manifest.of(split)) for split in SPLITS})
         save_answers(run, answers)
@@ -132,6 +132,27 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
         publish_text(summary_path, json.dumps(summary, indent=1))  # last: it says that the run is finished
     accelerator.wait_for_everyone()
     return summary
+
+
+def begin(recipe: Recipe, classes: Sequence[str], talk: Talk) -> tuple[Student, StudentCard]:
+    """The student before its first step. One that starts from a pruned one is as narrow and as sparse, and stays so."""
+    torch.manual_seed(number(recipe.seed, "weights"))
+    student = build_student(recipe.student, len(classes))
+    card = StudentCard(dict(vars(recipe.student)), list(classes), student.spec)
+    if recipe.init:
+        try:
+            before = read_card(Path(recipe.init)) if Path(recipe.init).is_dir() else card
+            narrow_student(student, before.widths, len(classes))
+        except UserError as error:
+            raise UserError(f"init: {error}") from error
+        told = start_from(student, recipe.init)
+        hold_zeros(student, before.sparse)
+        card = replace(card, widths=before.widths, sparse=before.sparse)
+        if not checkpoints(Path(recipe.out)):  # else later weights take their place
+            talk.say(told)
+    if recipe.train.quantise:
+        quantise(student)
+    return student, card
 
 
 def is_finished(recipe: Recipe) -> bool:
