@@ -24,10 +24,20 @@ JOBS = {
     "cache verify": "distill.teaching.upkeep",
     "cache prune": "distill.teaching.upkeep",
     "probe": "distill.probing.probe",
+    "export": "distill.deploy.exporting",
+    "measure": "distill.deploy.measuring",
+    "prune": "distill.deploy.pruning",
+    "live": "distill.live.showing",
     "quickstart": "distill.quickstart",
 }
 ASSUMED = {"quickstart": ("recipe=quickstart", "out=runs/quickstart")}  # what a job is given unless told otherwise
-READERS = {"probe": "distill.probing.request"}  # of jobs that are asked for otherwise than by a recipe
+READERS = {  # of jobs that are asked for otherwise than by a recipe; one with Options of its own has no keys besides
+    "probe": "distill.probing.request",
+    "export": "distill.deploy.export_request",
+    "measure": "distill.deploy.measure_request",
+    "prune": "distill.deploy.prune_request",
+    "live": "distill.live.request",
+}
 SHORT = {"clips": dict.fromkeys(("prepare", "frames", "short_side"), "clips.")}  # what a job's own keys leave out
 USAGE = f"""distill JOB recipe=NAME key=value ...
 
@@ -58,7 +68,7 @@ def run(job: str, arguments: Sequence[str] | None = None) -> int:
         job = f"{job} {given.pop(0)}"
     function = getattr(importlib.import_module(JOBS[job]), job.split()[-1])
     if {"-h", "--help"} & set(given):
-        print(f"{inspect.getdoc(function)}\n\n{_keys()}")
+        print(f"{inspect.getdoc(function)}\n\n{_help(job)}")
         return 0
 
     def asked() -> None:
@@ -164,6 +174,12 @@ def _list_recipes() -> None:
     for name in recipe_names():
         first = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
         print(f"{name:<24} {first.lstrip('# ')}")
+
+
+def _help(job: str) -> str:
+    """The keys that a job takes."""
+    options = getattr(importlib.import_module(READERS[job]), "Options", None) if job in READERS else None
+    return "\n".join(["Keys (key=value):", *_key_lines(options, "")]) if options else _keys()
 
 
 def _keys() -> str:

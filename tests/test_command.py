@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -57,7 +58,10 @@ def test_help_has_what_an_example_and_every_key(capsys: Capture, job: str) -> No
     assert blank == ""
     assert re.search(rf"^(distill {job}|accelerate launch distill/{job}.py) ?.*$", said, re.MULTILINE)
     text = "\n".join(rest)
-    for key in flatten(OmegaConf.to_container(OmegaConf.structured(Recipe))):
+    own = (
+        getattr(importlib.import_module(command.READERS[job]), "Options", Recipe) if job in command.READERS else Recipe
+    )
+    for key in flatten(OmegaConf.to_container(OmegaConf.structured(own))):
         plug_in = key.startswith(("clips.source.", "student.", "teacher.", "objective."))
         name = key.rpartition(".")[0] if plug_in else key
         assert re.search(rf"^  {re.escape(name)}(=\S+)? +[^ =].*", text, re.MULTILINE), f"{name} is not explained"
