@@ -1,8 +1,9 @@
 """Training as if the student were quantised already: what its layers read and weigh goes through int8, and stays float.
 
 Weights are rounded per output channel and symmetrically, as the exporters round them; a batch norm's factor stretches a
-channel's weights and their steps alike, so they are rounded as after folding. What a layer reads is rounded over the
-range of the batch, as after a calibration by least and greatest value. Gradients pass through the rounding.
+channel's weights and their steps alike, so they are rounded as after folding. What a convolution reads is rounded over
+the range of the batch, as after a calibration by least and greatest value; linear layers read floats in exported files
+too. Gradients pass through the rounding.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.outputs import Student
 from distill.parts import Layer, layers
@@ -37,7 +38,7 @@ class _Rounding:
         read, *rest = given
         self.weight = part.weight
         part._parameters["weight"] = rounded_weight(part.weight)  # type: ignore[assignment]
-        return (rounded(read), *rest)
+        return (read if isinstance(part, nn.Linear) else rounded(read), *rest)
 
     def leave(self, part: Layer, given: tuple[Any, ...], answer: Tensor) -> None:
         part._parameters["weight"] = self.weight

@@ -1,0 +1,191 @@
+"""What is left of students when they leave for other runtimes: agreement of trained ones, speed of whole ones.
+
+    python -m tools.bench_export agreement --out runs/bench_export
+    python -m tools.bench_export speed --out runs/bench_speed
+
+`agreement` trains a small student of every family on the embedded clips, with a teacher (TSN, whose frames do not know
+each other, learns digits instead of motions), exports each in INT8 and compares it with itself on all test clips.
+`speed` exports students of the sizes that people run, with weights of a few steps, and measures them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from sklearn.linear_model import RidgeClassifier
+from sklearn.preprocessing import StandardScaler
+
+from distill.command import guarded
+from distill.deploy import export_request, measure_request
+from distill.deploy.card import SUFFIXES
+from distill.deploy.exporting import export
+from distill.deploy.measuring import measure
+from distill.deploy.real_clips import RealClips, plain_clips, take
+from distill.deploy.recogniser import Recogniser, open_any
+from distill.errors import UserError
+from distill.files import publish_text
+from distill.outputs import ClipSpec
+from distill.recipe import Recipe, read_recipe
+from distill.run_log import Talk, percent
+from distill.teaching.caching import cache
+from distill.training import train
+
+CLIP: dict[str, Any] = {"frames": 8, "size": 48}
+MOBILE = {"backbone": "timm/mobilenetv2_050", **CLIP}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "tsn": {"name": "tsn", **MOBILE, "dropout": 0.1},
+    "tsm": {"name": "tsn", **MOBILE, "dropout": 0.1, "shift": "bidirectional"},
+    "tsm_online": {"name": "tsn", **MOBILE, "dropout": 0.1, "shift": "online"},
+    "lightweight": {"name": "lightweight", **MOBILE, "kernel": 5, "layers": 2},
+    "tinyact": {
+        "name": "tinyact",
+        **CLIP,
+        "widths": [32, 64, 96, 128],
+        "latent": 256,
+        "hidden": 128,
+        "decoder": False,
+        "strides": [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]],
+    },
+    "tinyact_frames": {"name": "tinyact_frames", **CLIP, "widths": [32, 64, 128, 128], "latent": 256, "decoder": False},
+    "video3d": {"name": "video3d", "model": "x3d_xs", **CLIP},
+}
+STREAMS = ("tsn", "tsm_online", "lightweight")  # families that go frame by frame
+WHOLE: dict[str, tuple[dict[str, Any], list[str]]] = {  # students of full size, and the forms that are measured
+    "tsn_mnasnet": ({"name": "tsn", "backbone": "mnasnet1_0", "frames": 8, "size": 224}, ["whole", "stream"]),
+    "tsm_mnasnet": (
+        {"name": "tsn", "backbone": "mnasnet1_0", "frames": 8, "size": 224, "shift": "online"},
+        ["whole", "stream"],
+    ),
+    "tinyact": ({"name": "tinyact", "decoder": False}, ["encoder"]),
+}
+FORMATS = ["litert", "onnx", "openvino"]
+
+
+def recipe_of(name: str, student: Mapping[str, Any], out: Path, more: Mapping[str, Any]) -> Recipe:
+    """A recipe file in the folder, and what it says."""
+    path = out / f"{name}.yaml"
+    tree = {"out": str(out / name), "resume": True, "student": dict(student), **more}
+    publish_text(path, OmegaConf.to_yaml(OmegaConf.create(tree)))
+    return read_recipe([f"recipe={path}"])
+
+
+def trained(out: Path, names: Sequence[str], steps: int) -> list[Path]:
+    """Runs of these families; what is finished stays."""
+    common = {"cache": {"folder": str(out / "cache"), "frames": True}}
+    teacher = read_recipe(
+        ["recipe=quickstart_teacher", f"out={out / 'teacher'}", f"cache.folder={out / 'cache'}", "resume=true"]
+    )
+    cache(teacher)
+    train(teacher)
+    runs = []
+    for name in names:
+        alone = name == "tsn"
+        kl = {} if alone else {"kl": {"weight": 1, "temperature": 4}}
+        more = {
+            **common,
+            "clips": {"source": {"name": "motion", "label": "digit" if alone else "motion"}},
+            "teacher": None if alone else {"name": "student", "run": teacher.out},
+            "objective": {"cross_entropy": {"weight": 1}, **kl},
+            "optim": {"lr": 2e-3},
+            "train": {"steps": steps, "batch": 32, "log_every": 100},
+        }
+        recipe = recipe_of(name, FAMILIES[name], out, more)
+        cache(recipe)
+        train(recipe)
+        runs.append(Path(recipe.out))
+    return runs
+
+
+def agreement(out: Path, names: Sequence[str], steps: int) -> None:
+    talk, rows, found = Talk(), list[list[str]](), dict[str, dict[str, float]]()
+    for run in trained(out, names, steps):
+        forms = ["whole", *(["stream"] if run.name in STREAMS else []), *(["encoder"] if run.name == "tinyact" else [])]
+        for form in forms:
+            for name in FORMATS:
+                row = found[f"{run.name} {form} {name}"] = _compared(run, form, name)
+                shown = [f"{value:.4f}" if "cosine" in key else percent(value) for key, value in row.items()]
+                rows.append([f"{run.name} {form} {name}", ", ".join(map(" ".join, zip(row, shown, strict=True)))])
+        if "encoder" in forms:
+            found |= _probed(run, rows)
+    talk.table("INT8 on all test clips", ("", "found"), rows)
+    publish_text(out / "bench_export.json", json.dumps(found, indent=1))
+
+
+def _compared(run: Path, form: str, name: str) -> dict[str, float]:
+    """What the card of a file says, which is kept however bad it is."""
+    asked = [f"run={run}", f"to={name}", f"form={form}", "precision=int8", "split=test", "clips=0"]
+    export(export_request.read([*asked, "agreement=0", "cosine=0"]))
+    card = json.loads(next((run / "export").glob(f"{form}-int8{SUFFIXES[name]}.json")).read_text())
+    keys = ("agreement", "top1", "student_top1", "cosine", "least_cosine")
+    return {key: card["verified"][key] for key in keys if key in card["verified"]}
+
+
+def _probed(run: Path, rows: list[list[str]]) -> dict[str, dict[str, float]]:
+    """Top-1 of a ridge classifier on the latents of the student and of each exported encoder."""
+    request = export_request.read([f"run={run}"])
+    first = open_any(run, "encoder", 1)
+    clips = plain_clips(request.recipe, ClipSpec(first.card.frames, first.card.size))
+    splits = [take(clips, split, 0, 0, "the probe") for split in ("train", "test")]
+    files = sorted((run / "export").glob("encoder-int8.*"))
+    openers = {"torch": first, **{f.suffix: Recogniser.open(f) for f in files if f.suffix not in (".json", ".bin")}}
+    found = {f"{run.name} probe {name}": {"top1": _ridge(each, splits)} for name, each in openers.items()}
+    rows += [[name, percent(figures["top1"])] for name, figures in found.items()]
+    return found
+
+
+def _ridge(recogniser: Recogniser, splits: Sequence[RealClips]) -> float:
+    latents = [np.stack([recogniser.clip(clip) for clip in split.frames]) for split in splits]
+    scaler = StandardScaler().fit(latents[0])
+    probe = RidgeClassifier(alpha=10.0).fit(scaler.transform(latents[0]), splits[0].labels)
+    return float(probe.score(scaler.transform(latents[1]), splits[1].labels))
+
+
+def speed(out: Path, names: Sequence[str], rounds: int) -> None:
+    runs = []
+    for name in names:
+        student, forms = WHOLE[name]
+        more = {
+            "clips": {"source": {"name": "motion", "train": 16, "val": 4, "test": 4}},
+            "objective": {"cross_entropy": {"weight": 1}},
+            "train": {"steps": 2, "batch": 4},
+        }
+        recipe = recipe_of(name, student, out, more)
+        train(recipe)
+        asked = [f"run={recipe.out}", f"to={','.join(FORMATS)}", "precision=fp32,int8", f"form={','.join(forms)}"]
+        export(export_request.read([*asked, "agreement=0", "cosine=0", "clips=8", "calibration=16"]))
+        runs.append(recipe.out)
+    measure(measure_request.read([f"run={','.join(runs)}", f"out={out}", f"rounds={rounds}"]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("agreement", "speed"))
+    parser.add_argument("--out", default="runs/bench_export")
+    parser.add_argument("--only", nargs="+", help="these students alone")
+    parser.add_argument("--steps", type=int, default=1200, help="of each training for agreement")
+    parser.add_argument("--rounds", type=int, default=20, help="of measuring speed")
+    asked = parser.parse_args()
+    known = FAMILIES if asked.what == "agreement" else WHOLE
+    names = asked.only or list(known)
+
+    def bench() -> None:
+        for name in names:
+            if name not in known:
+                raise UserError(f"--only {name} is not known; there are {', '.join(known)}")
+        if asked.what == "agreement":
+            agreement(Path(asked.out), names, asked.steps)
+        else:
+            speed(Path(asked.out), names, asked.rounds)
+
+    return guarded(bench)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
