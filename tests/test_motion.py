@@ -119,3 +119,33 @@ def test_one_frame_cannot_tell_the_class_but_a_clip_can(tmp_path: Path) -> None:
     seeing = make_pipeline(StandardScaler(), LogisticRegression())
     seeing.fit(flow[train & straight], label[train & straight])
     assert seeing.score(flow[~train & straight], label[~train & straight]) > 0.7  # chance is 0.25
+
+
+def test_clips_can_be_labelled_by_the_digit_that_every_frame_shows(tmp_path: Path) -> None:
+    by_motion = source.build(source.Options(train=2, val=1, test=1, size=32, frames=10, folder=str(tmp_path)))
+    by_digit = source.build(
+        source.Options(train=2, val=1, test=1, size=32, frames=10, folder=str(tmp_path), label="digit")
+    )
+    assert by_digit.classes == tuple("0123456789")
+    assert [clip.path for clip in by_digit.clips] == [clip.path for clip in by_motion.clips]  # the same files
+    assert not by_digit.mirrored
+    assert len({clip.label for clip in by_digit.clips}) > 5
+
+
+def test_the_digit_that_a_clip_is_labelled_by_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With pictures of fives full of ink, and all others without any, ink is where the label says five."""
+    pictures, targets = motion._digits()
+    inked = np.where((targets == 5)[:, None, None], 1.0, 0.0) * np.ones_like(pictures)
+    plain = motion.Drawing(train=10, val=1, test=1, size=32, frames=10, noise=0, texture=0, drift=0)
+    monkeypatch.setattr(motion, "_digits", lambda: (inked, targets))
+    fives = 0
+    for clip_id, name, split in motion.clip_names(plain):
+        is_five = motion.digit(plain, clip_id, split) == 5
+        assert (motion.draw(plain, clip_id, name, split).std((1, 2)) > 1).any() == is_five
+        fives += is_five
+    assert fives > 3
+
+
+def test_an_unknown_label_is_refused() -> None:
+    with pytest.raises(UserError, match=r"clips\.source\.label is 'speed'; it is motion or digit"):
+        source.build(source.Options(label="speed"))
