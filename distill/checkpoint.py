@@ -18,8 +18,8 @@ from distill import plugins
 from distill.errors import UserError
 from distill.files import publish, publish_text
 from distill.hub import CARD, CONFIG, WEIGHTS, DistilledStudent, read_config, unfetched
-from distill.measure import surroundings
 from distill.outputs import ClipSpec, Student
+from distill.surroundings import surroundings
 from distill.weights import digest_facts, digest_file
 from distill.widths import Widths
 

@@ -91,9 +91,8 @@ def _read(job: str, given: Sequence[str]) -> Any:
 
 def _leave() -> None:
     """Part from the other processes: who ends while gloo's threads are at work may be aborted by C++."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
+    distributed = sys.modules.get("torch.distributed")  # who has not imported it has joined nobody
+    if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
@@ -148,8 +147,8 @@ def _first_process() -> bool:
 
 def _show(job: str, out: str, figures: dict[str, Any]) -> None:
     """The result as a table, and where the report lies."""
+    from distill.keys import flatten
     from distill.run_log import Talk
-    from distill.shards.grid import flatten
 
     rows = [(name, _plain(name, value)) for name, value in flatten(figures).items()]
     talk = Talk(_first_process())

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Collection
-from datetime import datetime
-from importlib.metadata import version
 from statistics import median
 
 import torch
@@ -60,16 +56,4 @@ def measure(student: Student, repeats: int = 20) -> dict[str, float]:
         "gflops": counter.get_total_flops() / 1e9,
         "milliseconds": 1e3 * median(times[repeats // 4 :]),
         "megabytes": 4 * parameters / 1e6,
-    }
-
-
-def surroundings() -> dict[str, str]:
-    """What a run was made with, and where."""
-    tools = {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "date": datetime.now().astimezone().isoformat(" ", "minutes"),
-        "python": platform.python_version(),
-        **tools,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, accelerator: {accelerator}",
     }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,19 +18,17 @@ from distill.clips.clipset import ClipOptions
 from distill.errors import UserError
 from distill.files import publish_text
 from distill.freezing import NEVER, Freezing
+from distill.keys import COMMAND_LINE, check_groups, dotlist, explain, flatten, nearest
 from distill.loop import Timetable, TrainOptions
 from distill.objective import terms
 from distill.objective.objective import check_members, named, teacher_maps
 from distill.objective.schedule import read_course, steps_of
 from distill.optim import Optim, Rate
 from distill.probing.options import ProbeOptions
-from distill.shards.grid import flatten
 from distill.teaching.store import CacheOptions
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
-COMMAND_LINE = "the command line"
 Layer = tuple[str, DictConfig]  # where it comes from, and what it says
-Group = TypeVar("Group")
 
 
 @dataclass
@@ -79,7 +76,7 @@ def find_recipe(name: str) -> Path:
     """recipe=NAME stands for recipes/NAME.yaml; anything with a slash or an ending is a path."""
     path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"recipe {name!r} is not there ({path}){_nearest(name, recipe_names())}")
+        raise UserError(f"recipe {name!r} is not there ({path}){nearest(name, recipe_names())}")
     return path
 
 
@@ -97,27 +94,9 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
     if not name:
         raise UserError(f"which recipe? say recipe=NAME; known: {', '.join(recipe_names())}")
     path = find_recipe(name)
-    recipe = _merge([(str(path), _load(path)), (COMMAND_LINE, _dotlist(changes))])
+    recipe = _merge([(str(path), _load(path)), (COMMAND_LINE, dotlist(changes))])
     stages(recipe)  # what is wrong with one of them shows now
     return recipe
-
-
-def read_group(kind: type[Group], changes: Sequence[str]) -> Group:
-    """A group of keys without a recipe around it, from `key=value ...`."""
-    schema, tree = OmegaConf.structured(kind), _dotlist(changes)
-    _check_groups(COMMAND_LINE, OmegaConf.to_container(schema), OmegaConf.to_container(tree))
-    try:
-        found = OmegaConf.to_object(OmegaConf.merge(schema, tree))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{COMMAND_LINE}: {_explain(error)}") from error
-    assert isinstance(found, kind)
-    return found
-
-
-def whole_list(argument: str, keys: Collection[str]) -> str:
-    """key=a,b stands for key=[a,b] where the key is one of a list."""
-    key, _, value = argument.partition("=")
-    return f"{key}=[{value}]" if key in keys and value[:1] != "[" else argument
 
 
 # What no stage can change: one cache serves all.
@@ -198,24 +177,6 @@ def _load(path: Path) -> DictConfig:
     return tree
 
 
-def _dotlist(changes: Sequence[str]) -> DictConfig:
-    tree: Any = OmegaConf.create()
-    for change in changes:
-        try:
-            key, _, value = change.partition("=")
-            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([f"{key}={_quoted(value)}"]))
-        except (YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
-            raise UserError(f"{COMMAND_LINE}: {change!r} cannot be read: {' '.join(str(error).split())}") from error
-    assert isinstance(tree, DictConfig)
-    return tree
-
-
-def _quoted(value: str) -> str:
-    """A value as YAML that means it: the name of a folder may look like a comment or a map, and is none."""
-    odd = (" #" in value or ": " in value) and value[:1] not in ("{", "[", "'", '"')
-    return "'" + value.replace("'", "''") + "'" if odd else value
-
-
 def _merge(layers: Sequence[Layer]) -> Recipe:
     """Defaults, then each layer over them, each checked against the schema under its own name."""
     merged = OmegaConf.structured(Recipe)
@@ -223,23 +184,23 @@ def _merge(layers: Sequence[Layer]) -> Recipe:
     for origin, tree in plain:  # before plug-ins are looked up: a wrong top-level key is the likelier mistake
         for key in tree:
             if key not in Recipe.__dataclass_fields__:
-                near = _nearest(str(key), list(Recipe.__dataclass_fields__))
+                near = nearest(str(key), list(Recipe.__dataclass_fields__))
                 raise UserError(f"{origin}: there is no key {key!r}{near}")
     _put_schemas(merged, plain)
     for (origin, tree), (_, values) in zip(layers, plain, strict=True):
-        _check_groups(origin, OmegaConf.to_container(merged), values)
+        check_groups(origin, OmegaConf.to_container(merged), values)
         try:
             merged = OmegaConf.merge(merged, tree)
             _check_times(merged)
         except OmegaConfBaseException as error:
-            raise UserError(f"{origin}: {_explain(error)}") from error
+            raise UserError(f"{origin}: {explain(error)}") from error
         except UserError as error:
             raise UserError(f"{origin}: {error}") from error
     try:
         missing = sorted(OmegaConf.missing_keys(merged))
         recipe = None if missing else OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(f"{layers[0][0]} with {COMMAND_LINE}: {_explain(error)}") from error
+        raise UserError(f"{layers[0][0]} with {COMMAND_LINE}: {explain(error)}") from error
     if missing:
         group = missing[0].rpartition(".")[0]
         asking = [origin for origin, tree in plain if any(key.startswith(f"{group}.") for key in flatten(tree))]
@@ -310,37 +271,3 @@ def _plugin_name(layers: Sequence[tuple[str, Any]], key: str, kind: str) -> tupl
     if mentioned and chosen[1] is None:
         raise UserError(f"{mentioned}: {key} needs a name; known: {', '.join(plugins.names(kind))}")
     return chosen
-
-
-def _check_groups(origin: str, schema: Any, values: Any, key: str = "") -> None:
-    """A value where a group of keys belongs; OmegaConf's own complaint does not say where."""
-    plain = isinstance(values, str | int | float) and not str(values).startswith("${")
-    if isinstance(schema, list) and (plain or isinstance(values, dict)):
-        raise UserError(f"{origin}: {key} is a list, not {values!r}; say {key}=[...]")
-    if not isinstance(schema, dict) or (key == "teacher" and values is None):
-        return
-    if key.startswith("objective.") and "to" in schema and not isinstance(values, dict):
-        return  # a weight that moved becomes one that does not
-    if not isinstance(values, dict):
-        example = next(iter(flatten(schema, key)), f"{key}.NAME.{'KEY' if key == 'stages' else 'weight'}")
-        raise UserError(f"{origin}: {key} is a group of keys, not {values!r}; say {example}=...")
-    for name, value in values.items():
-        if name in schema:
-            _check_groups(origin, schema[name], value, f"{key}.{name}".lstrip("."))
-
-
-def _explain(error: OmegaConfBaseException) -> str:
-    """OmegaConf's complaint as one sentence with the key in front."""
-    key = error.full_key or error.key or ""
-    known = getattr(error.object_type, "__dataclass_fields__", {})
-    if "not in" in str(error.msg) and known:
-        return f"there is no key {key!r}{_nearest(str(key).rpartition('.')[2], list(known))}"
-    if "Union[int, str]" in str(error.msg):
-        given = str(error.msg).partition(" of type")[0].partition(" is ")[0]
-        return f"{key}: {given} is no time; whole steps, like 1000, or a text like '20 epochs'"
-    return f"{key}: {str(error.msg).splitlines()[0] if error.msg else error}"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

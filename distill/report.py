@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from distill import charts
 from distill import report_figures as figures
 from distill.checkpoint import load_student
 from distill.clips.clipset import ClipSet
@@ -26,11 +27,11 @@ from distill.clips.frames import ClipError
 from distill.errors import UserError
 from distill.evaluate import Answers, confusion, evaluate
 from distill.files import publish_text
-from distill.measure import surroundings
 from distill.objective.losses import LOSSES
 from distill.outputs import Student
 from distill.pages import percent, render
 from distill.run_log import read_metrics
+from distill.surroundings import surroundings
 
 ANSWERING = {name for name, loss in LOSSES.items() if loss.answers}
 FILMS = 4
@@ -286,7 +287,7 @@ def _probe_cell(found: Mapping[str, Any] | None, best: float) -> dict[str, Any] 
 def curves(runs: Sequence[Run], classes: int) -> Section | None:
     trained = [run for run in runs if any("loss" in row for row in run.metrics)]
     terms = sorted({key[4:] for run in trained for row in run.metrics for key in row if key.startswith("raw.")})
-    colours = {name: figures.colour(place + 3) for place, name in enumerate(terms)}  # not those of the runs
+    colours = {name: charts.colour(place + 3) for place, name in enumerate(terms)}  # not those of the runs
     if not trained:
         return None
     return {
@@ -311,7 +312,7 @@ def _validation(runs: Sequence[Run], chance: float) -> Section | None:
     curves = {name: points for name, points in looks.items() if points}
     if not curves:
         return None
-    colours = {name: figures.colour(place) for place, name in enumerate(curves)}
+    colours = {name: charts.colour(place) for place, name in enumerate(curves)}
     last = {name: points[-1][1] for name, points in curves.items()}
     best = max(curves, key=lambda name: last[name])
     title = f"{best} ends {'highest, ' if len(curves) > 1 else ''}at {percent(last[best])}"

@@ -1,4 +1,4 @@
-"""The report's pictures: charts as SVG that follow the page's light or dark theme, confusion tables, film strips.
+"""The report's pictures: charts, confusion tables, film strips.
 
 Nothing here knows of runs or recipes. N clips; T frames; S pixels.
 """
@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import torch
 from markupsafe import Markup
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
@@ -27,34 +23,13 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from distill import charts
 from distill.evaluate import confused_pairs
 from distill.outputs import ClipSpec
 
-# Stand-ins that become the page's CSS variables, so that one SVG serves both themes.
-INK, MUTED, LINE = "#010203", "#040506", "#070809"
-THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
-# Of middling lightness: readable on white and on near-black.
-COLOURS = (
-    *("#4269d0", "#e58606", "#3ca951", "#ff725c", "#a463f2", "#00a2b3"),
-    *("#e56db1", "#9c6b4e", "#8a9a00", "#7f8ea3", "#2f7f5f", "#c23b5a"),
-)
-MARKERS = {"o": "●", "^": "▲", "s": "■"}  # as drawn, and as written in a legend
 POINTS = 600  # more hide one another, and t-SNE takes its time
 STRIP_FRAMES, STRIP_SIDE, PIXEL_ART_SIDE = 8, 112, 64
 CONFUSION_CLASSES, PAIRS = 20, 3
-
-
-def colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
-
-
-def marker(place: int) -> str:
-    return list(MARKERS)[place % len(MARKERS)]
-
-
-def sign(place: int) -> str:
-    """The marker in a legend."""
-    return MARKERS[marker(place)]
 
 
 def loss_chart(
@@ -65,12 +40,12 @@ def loss_chart(
     alt: str,
 ) -> Markup:
     """Every term over the steps: raw as a wide pale line, weighted as a thin one on top."""
-    figure, axes = chart(3.8, 2.6, "training step", "loss (no unit)")
+    figure, axes = charts.chart(3.8, 2.6, "training step", "loss (no unit)")
     for name in raw:
         axes.plot(steps, raw[name], color=colours[name], linewidth=4.5, alpha=0.3, solid_capstyle="round")
         axes.plot(steps, weighted[name], color=colours[name], linewidth=1.3)
     _log_scale(axes, np.array([*raw.values(), *weighted.values()], np.float64))
-    return svg(figure, alt)
+    return charts.svg(figure, alt)
 
 
 def share_chart(
@@ -84,7 +59,7 @@ def share_chart(
 ) -> Markup:
     """Shares as curves of (colour, marker, points), and what guessing gives. `ticks` are for a logarithmic axis: the
     numbers it shows, and where curves have their markers. `highest` is of all the charts that stand together."""
-    figure, axes = chart(width, 2.9, *axis_names)
+    figure, axes = charts.chart(width, 2.9, *axis_names)
     if chance is not None:
         _guessing(axes, chance)
     for colour, marker, points in curves:
@@ -96,11 +71,11 @@ def share_chart(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_ylim(0, min(100, max(axes.get_ylim()[1], 20, 105 * highest)))
-    return svg(figure, alt)
+    return charts.svg(figure, alt)
 
 
 def _guessing(axes: Axes, chance: float) -> None:
-    axes.axhline(100 * chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.axhline(100 * chance, color=charts.MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         "guessing",
         (1, 100 * chance),
@@ -108,7 +83,7 @@ def _guessing(axes: Axes, chance: float) -> None:
         xycoords=("axes fraction", "data"),
         ha="right",
         textcoords="offset points",
-        color=MUTED,
+        color=charts.MUTED,
         fontsize=8,
     )
 
@@ -116,10 +91,10 @@ def _guessing(axes: Axes, chance: float) -> None:
 def class_colours(label: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
     """The most frequent classes' places in a legend, -1 for any other class, and that legend; -1 in `label` is none."""
     counts = np.bincount(label[label >= 0], minlength=len(classes))
-    shown = np.sort(np.argsort(-counts, kind="stable")[: len(COLOURS)])
+    shown = np.sort(np.argsort(-counts, kind="stable")[: len(charts.COLOURS)])
     group = np.full(len(classes) + 1, -1)  # its last place serves the label -1
     group[shown] = np.arange(len(shown))
-    legend = [(classes[name], colour(place), sign(place)) for place, name in enumerate(shown)]
+    legend = [(classes[name], charts.colour(place), charts.sign(place)) for place, name in enumerate(shown)]
     return group, {"legend": legend, "others": len(classes) - len(shown)}
 
 
@@ -133,7 +108,7 @@ def latent_map(latent: np.ndarray, group: np.ndarray, alt: str, principal: bool 
     -1 = in grey."""
     place = _principal_axes(latent) if principal else _neighbourhoods(latent)
     kind = "principal" if principal else "t-SNE"
-    figure, axes = chart(3.5, 3.3, f"{kind} axis 1 (no unit)", f"{kind} axis 2 (no unit)")
+    figure, axes = charts.chart(3.5, 3.3, f"{kind} axis 1 (no unit)", f"{kind} axis 2 (no unit)")
     for number in np.unique(group):
         shown = place[group == number]
         known = number >= 0
@@ -143,13 +118,13 @@ def latent_map(latent: np.ndarray, group: np.ndarray, alt: str, principal: bool 
             s=13,
             linewidths=0,
             alpha=0.85,
-            color=colour(number) if known else LINE,
-            marker=marker(number) if known else "o",
+            color=charts.colour(number) if known else charts.LINE,
+            marker=charts.marker(number) if known else "o",
         )
     axes.grid(False)
     axes.set_xticks([])
     axes.set_yticks([])
-    return svg(figure, alt)
+    return charts.svg(figure, alt)
 
 
 def _neighbourhoods(latent: np.ndarray) -> np.ndarray:
@@ -219,22 +194,6 @@ def _standardised(latent: np.ndarray) -> np.ndarray:
     return np.asarray(StandardScaler().fit_transform(latent.astype(np.float64)))
 
 
-def chart(width: float, height: float, across: str, up: str) -> tuple[Figure, Axes]:
-    """An empty chart with quiet axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(across, color=MUTED, fontsize=8.5)
-    axes.set_ylabel(up, color=MUTED, fontsize=8.5)
-    axes.tick_params(colors=MUTED, labelsize=8, length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.grid(color=LINE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(MUTED)
-    return figure, axes
-
-
 def _log_scale(axes: Axes, values: np.ndarray) -> None:
     """Where every value is positive; losses of different kinds lie decades apart."""
     values = values[np.isfinite(values)]
@@ -246,22 +205,3 @@ def _log_scale(axes: Axes, values: np.ndarray) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def svg(figure: Figure, alt: str) -> Markup:
-    """The figure as an inline element that scales with the page and speaks to screen readers."""
-    figure.patch.set_alpha(0)
-    for axes in figure.axes:
-        axes.patch.set_alpha(0)
-    page = io.StringIO()
-    # Ids are shared by all the charts of a page, hence a salt of each chart's own.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):
-        figure.savefig(page, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = page.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r'<g id="[a-zA-Z_]+\d*(\.[\w-]+)?">', "<g>", text)
-    text = re.sub(r"(font: [\d.]+px) [^;\"]+", r"\1 system-ui, sans-serif", text)
-    for stand_in, variable in THEME.items():
-        text = text.replace(stand_in, variable)
-    return Markup(text.replace("<svg ", f'<svg role="img" aria-label={quoteattr(alt)} ', 1))

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from distill import command
 from distill.clips.clipset import open_manifest
 from distill.errors import UserError
+from distill.keys import flatten
 from distill.recipe import FOLDER, Recipe, read_recipe, recipe_names
-from distill.shards.grid import flatten
 
 Capture = pytest.CaptureFixture[str]
 Arguments = Callable[..., list[str]]

@@ -17,6 +17,7 @@ import torch
 from matplotlib.image import imread
 from safetensors.numpy import save_file
 
+from distill.charts import COLOURS
 from distill.checkpoint import StudentCard, build_student, save_student
 from distill.clips.clipset import ClipOptions, ClipSet
 from distill.clips.manifest import Clip, Manifest
@@ -24,7 +25,7 @@ from distill.errors import UserError
 from distill.outputs import ClipSpec
 from distill.recipe import read_recipe, save_recipe
 from distill.report import write_report
-from distill.report_figures import COLOURS, CONFUSION_CLASSES, strip
+from distill.report_figures import CONFUSION_CLASSES, strip
 
 CLASSES = ("<b>x</b>", "up", "down", "left", "right", "still")
 FRAMES, SIZE, PER_CLASS = 4, 16, 4

@@ -26,7 +26,7 @@ from distill.errors import UserError
 from distill.files import sweep
 from distill.shards import files
 from distill.shards.claims import Claims
-from distill.shards.grid import Needs, Shards, flatten, parse
+from distill.shards.grid import Needs, Shards, parse
 from distill.shards.roll import FEWEST, MOST, rows_for
 
 SPEC = {"teacher": "abc", "views": {"seed": 0, "span": 0.8}}
@@ -579,11 +579,3 @@ def test_a_file_that_is_no_shard(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff" * 100)
     with pytest.raises(UserError, match="is damaged"):
         files.read(tmp_path / "x")
-
-
-def test_flatten() -> None:
-    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, {"f": 2}]}) == {
-        "a.b": 1,
-        "a.c.d": None,
-        "e": [1, {"f": 2}],
-    }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.clips import sampling
+from distill.clips import sampling, square
 from distill.errors import UserError
 from distill.randomness import number as whole_number
 from distill.randomness import uniforms
@@ -180,8 +180,7 @@ def _draws(seed: int, count: int) -> np.ndarray:
 
 def box(view: View, height: int, width: int) -> tuple[int, int, int]:
     """The view's square in frames of this size: top, left, side."""
-    side = max(1, round(view.side * min(height, width)))
-    return round(view.top * (height - side)), round(view.left * (width - side)), side
+    return square.box(height, width, view.side, view.top, view.left)
 
 
 def cut(view: View, chosen: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:

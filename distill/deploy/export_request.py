@@ -9,7 +9,8 @@ from pathlib import Path
 from distill.clips.manifest import SPLITS
 from distill.deploy.card import FORMS, PRECISIONS, SUFFIXES
 from distill.errors import UserError
-from distill.recipe import Recipe, read_group, read_recipe, whole_list
+from distill.keys import read_group, whole_list
+from distill.recipe import Recipe, read_recipe
 
 USAGE = "say run=DIR to=litert,onnx precision=int8"
 LISTS = {"to": tuple(SUFFIXES), "precision": PRECISIONS, "form": FORMS}

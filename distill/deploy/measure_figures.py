@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from distill import report_figures as figures
+from distill import charts
 
 LARGEST, SMALLEST = 420, 26  # area of a marker, in square points
 WIDE = 2.5  # from here on between the least and the most, an axis is logarithmic
@@ -32,7 +32,7 @@ class Point:
 def trade_chart(points: Sequence[Point], front: Sequence[int], lines: Sequence[Sequence[Point]], alt: str) -> Markup:
     """Top-1 over milliseconds; what lies on the front is numbered along it, and stands on a line. Pale `lines` join
     what belongs together."""
-    figure, axes = figures.chart(7.4, 4.0, "ms for an answer, median", "top-1 (%)")
+    figure, axes = charts.chart(7.4, 4.0, "ms for an answer, median", "top-1 (%)")
     most = max(point.bytes for point in points) or 1
     for joined in lines:
         along = sorted((point.ms, 100 * point.top1) for point in joined)
@@ -42,7 +42,7 @@ def trade_chart(points: Sequence[Point], front: Sequence[int], lines: Sequence[S
         [at.ms for at in line],
         [100 * at.top1 for at in line],
         where="post",
-        color=figures.MUTED,
+        color=charts.MUTED,
         linewidth=1.2,
         zorder=1,
     )
@@ -65,7 +65,7 @@ def trade_chart(points: Sequence[Point], front: Sequence[int], lines: Sequence[S
             (0, up),
             textcoords="offset points",
             ha="center",
-            color=figures.INK,
+            color=charts.INK,
             fontsize=9.5,
             fontweight="bold",
         )
@@ -73,16 +73,16 @@ def trade_chart(points: Sequence[Point], front: Sequence[int], lines: Sequence[S
     _milliseconds(axes, [point.ms for point in points], "x")
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.autoscale_view()
-    return figures.svg(figure, alt)
+    return charts.svg(figure, alt)
 
 
 def rounds_chart(lines: Sequence[tuple[str, dict[int, float]]], alt: str) -> Markup:
     """Median milliseconds of each round, in these colours."""
-    figure, axes = figures.chart(4.6, 2.7, "round", "ms for an answer, median")
+    figure, axes = charts.chart(4.6, 2.7, "round", "ms for an answer, median")
     for colour, found in lines:
         axes.plot([at + 1 for at in found], list(found.values()), color=colour, linewidth=1.4, marker="o", markersize=2)
     _milliseconds(axes, [ms for _, found in lines for ms in found.values()], "y")
-    return figures.svg(figure, alt)
+    return charts.svg(figure, alt)
 
 
 def _milliseconds(axes: Axes, values: Sequence[float], side: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distill import report_figures as figures
+from distill import charts
 from distill.deploy.measure_figures import Point, rounds_chart, trade_chart
 from distill.deploy.measure_rows import TESTED, Row
 from distill.deploy.measure_statistics import front, number
@@ -160,8 +160,8 @@ def trade(good: Sequence[Row]) -> Section | None:
             row["median_ms"],
             row["accuracy"]["top1"],
             row["bytes"],
-            figures.colour(kinds.index(_kind(row))),
-            figures.marker(threads.index(row["threads"])),
+            charts.colour(kinds.index(_kind(row))),
+            charts.marker(threads.index(row["threads"])),
             row["accuracy"]["of"] == TESTED,
         )
         for row in shown
@@ -178,8 +178,8 @@ def trade(good: Sequence[Row]) -> Section | None:
             points, best, lines, f"Top-1 over milliseconds for an answer. Not beaten: {'; '.join(told)}"
         ),
         "front": told,
-        "kinds": [(kind, figures.colour(place), "●") for place, kind in enumerate(kinds)],
-        "threads": [(_threads(count), "var(--muted)", figures.sign(place)) for place, count in enumerate(threads)],
+        "kinds": [(kind, charts.colour(place), "●") for place, kind in enumerate(kinds)],
+        "threads": [(_threads(count), "var(--muted)", charts.sign(place)) for place, count in enumerate(threads)],
         "hollow": any(point.hollow for point in points),
         "mixed": len({point.hollow for point in points}) > 1,
         "largest": megabytes(max(point.bytes for point in points)),
@@ -223,17 +223,17 @@ def steady(good: Sequence[Row]) -> Section | None:
     if not good or max(len(row["rounds"]) for row in good) < 2:
         return None
     kinds = list(dict.fromkeys(spoken(row, good) for row in good))
-    charts = []
+    drawn = []
     for form in FORMS:
         for threads in sorted({row["threads"] for row in good}):
             shown = [row for row in good if (row["form"], row["threads"]) == (form, threads)]
             if shown:
                 title = f"{FORMS[form][0]}, {_threads(threads)}"
-                lines = [(figures.colour(kinds.index(spoken(row, good))), _medians(row)) for row in shown]
-                charts.append({"title": title, "chart": rounds_chart(lines, f"Milliseconds by round. {title}")})
+                lines = [(charts.colour(kinds.index(spoken(row, good))), _medians(row)) for row in shown]
+                drawn.append({"title": title, "chart": rounds_chart(lines, f"Milliseconds by round. {title}")})
     return {
-        "charts": charts,
-        "legend": [(kind, figures.colour(place), "●") for place, kind in enumerate(kinds)],
+        "charts": drawn,
+        "legend": [(kind, charts.colour(place), "●") for place, kind in enumerate(kinds)],
     }
 
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill.checkpoint import student_folder
 from distill.errors import UserError
-from distill.recipe import read_group, whole_list
+from distill.keys import read_group, whole_list
 
 USAGE = "say run=DIR (or run=A,B), or files=A,B out=DIR"
 LISTS = ("run", "files", "threads")
@@ -54,9 +53,7 @@ def read(arguments: Sequence[str]) -> Request:
     _check(options)
     runs, files = (tuple(dict.fromkeys(map(Path, names))) for names in (options.run, options.files))
     for run in runs:
-        if not run.is_dir():
-            raise UserError(f"run={run} is not there; {USAGE}")
-        student_folder(run)
+        _check_run(run)
     for file in files:
         if not file.is_file():
             raise UserError(f"files={file} is not there; {USAGE}")
@@ -75,6 +72,14 @@ def _check(options: Options) -> None:
     for key in ("seconds", "patience"):
         if not 0 < getattr(options, key) < float("inf"):
             raise UserError(f"{key} is {getattr(options, key)}; it is a number of seconds above 0")
+
+
+def _check_run(run: Path) -> None:
+    from distill.checkpoint import student_folder  # torch, which exported files do without
+
+    if not run.is_dir():
+        raise UserError(f"run={run} is not there; {USAGE}")
+    student_folder(run)
 
 
 def _home(runs: Sequence[Path]) -> str:

@@ -17,11 +17,11 @@ from distill.deploy.measure_race import race
 from distill.deploy.measure_request import Request
 from distill.deploy.measure_rows import Row, doubts, rows
 from distill.deploy.measure_statistics import number
-from distill.deploy.measure_subjects import Subject, Trained, subjects, trained
+from distill.deploy.measure_subjects import Subject, Trained, subjects
 from distill.deploy.sessions import NEEDED
 from distill.files import publish_text
-from distill.measure import surroundings
 from distill.run_log import Talk, percent
+from distill.surroundings import surroundings
 
 HEAD = (
     *("", "threads", "ms", "p90", "CPU ms", "frames/s", "per core", "x eager", "quartiles", "memory MB", "peak MB"),
@@ -67,6 +67,10 @@ def _students(found: Sequence[Subject]) -> dict[Path, Trained]:
     for one in found:
         if one.run and not one.failed:
             forms.setdefault(one.run, {})[one.asked.form] = None
+    if not forms:
+        return {}
+    from distill.deploy.measure_runs import trained  # torch, which exported files do without
+
     return {run: trained(run, list(wanted)) for run, wanted in forms.items()}
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from distill.checkpoint import read_card
 from distill.errors import UserError
 from distill.hub import unfetched
+from distill.keys import read_group, whole_list
 from distill.objective import terms
 from distill.objective.schedule import Span, read_course
-from distill.recipe import Recipe, read_group, read_recipe, whole_list
+from distill.recipe import Recipe, read_recipe
 
 METHODS, SCOPES, PACES = ("channels", "magnitude"), ("global", "layer"), ("cubic", "even")
 USAGE = "say run=DIR out=DIR method=channels amount=0.5"

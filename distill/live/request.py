@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.recipe import read_group
+from distill.keys import read_group
 
 FORMS = ("", "whole", "stream")
 LEAST = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.clips import views
+from distill.clips.square import plain
 from distill.live.feed import Frame
 
 ABOUT = 1e-3  # seconds; files round the times of their frames to as much
@@ -24,12 +24,6 @@ class Question:
 
     pixels: np.ndarray  # uint8 RGB: a clip [T,S,S,3], or of a stream the next frame [S,S,3]
     frame: Frame
-
-
-def prepared(picture: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H,W,3] -> the plain view [S,S,3]."""
-    (planes,) = views.cut(views.PLAIN, [picture], size)
-    return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
 
 def chosen(times: np.ndarray, end: float, seconds: float, count: int) -> np.ndarray:
@@ -59,7 +53,7 @@ class ClipSight:
 
     def see(self, frame: Frame, busy: bool) -> list[Question]:
         """What is to be asked now, if the model is not busy."""
-        self.kept.append((_lean(frame), prepared(frame.picture, self.size)))
+        self.kept.append((_lean(frame), plain(frame.picture, self.size)))
         if len(self.kept) > MOST:
             self._thin_out()
         end = frame.seconds + frame.lasts
@@ -115,7 +109,7 @@ class FrameSight:
         after = self._middles_before(frame.seconds + frame.lasts - about)
         times = max(1, after - max(before, self.shown)) if after > self.shown else 0
         self.shown = max(self.shown, after)
-        return [Question(prepared(frame.picture, self.size), _lean(frame))] * times if times else []
+        return [Question(plain(frame.picture, self.size), _lean(frame))] * times if times else []
 
     def rest(self) -> list[Question]:
         return []

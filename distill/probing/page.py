@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from distill import charts
 from distill import report_figures as figures
 from distill.clips.manifest import SPLITS
 from distill.errors import UserError
 from distill.evaluate import counts
 from distill.files import publish_text
-from distill.measure import surroundings
 from distill.pages import percent, render
 from distill.probing.base import Array
 from distill.probing.judged import Judged
+from distill.surroundings import surroundings
 
 PAIRS, WORST = 10, 10
 SHARES_OF_VARIANCE = (0.5, 0.9)
@@ -176,7 +177,7 @@ def latents(judged: Sequence[Judged]) -> Section:
     widest = max(judged, key=lambda one: float(one.latents["effective_rank"]))
     title = f"{_spoken(widest.name)}: effective rank {widest.latents['effective_rank']:.1f} of {widest.table.width:,}"
     title += ", the highest" if len(judged) > 1 else ""
-    looks = [(figures.colour(place), figures.marker(place)) for place in range(len(judged))]
+    looks = [(charts.colour(place), charts.marker(place)) for place in range(len(judged))]
     longest = max(map(len, sums))
     chart = figures.share_chart(
         [(*look, list(enumerate(shares.tolist(), 1))) for look, shares in zip(looks, sums, strict=True)],
@@ -194,7 +195,7 @@ def latents(judged: Sequence[Judged]) -> Section:
 
 
 def _legend(names: Sequence[str]) -> list[tuple[str, str, str]]:
-    return [(_spoken(name), figures.colour(place), figures.sign(place)) for place, name in enumerate(names)]
+    return [(_spoken(name), charts.colour(place), charts.sign(place)) for place, name in enumerate(names)]
 
 
 def _latents(one: Judged, shares: Array) -> Section:
@@ -243,7 +244,7 @@ def _curves(
     ticks = sorted({rows for points in lines.values() for rows, _ in points})
     chart = figures.share_chart(
         [
-            (figures.colour(place), figures.marker(place), lines[name])
+            (charts.colour(place), charts.marker(place), lines[name])
             for place, name in enumerate(names)
             if name in lines
         ],
@@ -286,7 +287,7 @@ def maps(judged: Sequence[Judged]) -> Section | None:
     if not there:
         return None
     classes = there[0].table.classes
-    coloured = _evenly(np.unique(there[0].table.splits["test"].label), len(figures.COLOURS))
+    coloured = _evenly(np.unique(there[0].table.splits["test"].label), len(charts.COLOURS))
     group, legend = figures.class_colours(coloured, classes)
     drawn = [found for one in there if (found := _map(one, group, coloured))]
     return {"maps": drawn, **legend} if drawn else None

@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from distill.errors import UserError
+from distill.keys import read_group, whole_list
 from distill.probing.classifiers import PROBES
 from distill.probing.costs import read_budget
 from distill.probing.options import ProbeOptions
-from distill.recipe import Recipe, read_group, read_recipe, whole_list
+from distill.recipe import Recipe, read_recipe
 
 GROUP = "probe."
 OPTIONS = [item.name for item in fields(ProbeOptions)]

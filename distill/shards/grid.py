@@ -22,6 +22,7 @@ from xxhash import xxh3_64_hexdigest
 
 from distill.errors import UserError
 from distill.files import publish, publish_text
+from distill.keys import flatten
 from distill.randomness import number
 from distill.shards import files
 from distill.shards.column import Column
@@ -366,13 +367,3 @@ def _rows_of(segment: Segment, keys: np.ndarray) -> np.ndarray:
     order = np.argsort(segment.keys, kind="stable")
     at = order[np.searchsorted(segment.keys, keys, sorter=order).clip(max=len(order) - 1)]
     return np.where(segment.keys[at] == keys, at, -1).astype(np.int32)
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}"""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
