@@ -17,6 +17,16 @@ from distill.files import digest, publish_text
 VERSION = 1
 FORMS = ("whole", "encoder", "stream")
 PRECISIONS = ("fp32", "int8")
+DTYPES = ("float32", "int8", "uint8")
+KINDS = {
+    "student": str,
+    "classes": list,
+    "frames": int,
+    "size": int,
+    "seconds": int | float,
+    "origin": dict,
+    "verified": dict,
+}
 SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "executorch": ".pte", "openvino": ".xml"}
 
 
@@ -88,23 +98,32 @@ def read_export(file: Path) -> ExportCard:
             raise UserError(f"{needed} is missing; distill export run=DIR makes exported files")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if found["version"] != VERSION:
+            raise UserError(f"{path} is of version {found['version']}, not {VERSION}; export the student again")
         card = _card(found)
+    except UserError:
+        raise
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path} does not describe an exported student ({error}); export it again") from error
-    if card.version != VERSION:
-        raise UserError(f"{path} is of version {card.version}, not {VERSION}; export the student again")
     if sealed(files_of(file)) != {"bytes": card.bytes, "sha256": card.sha256}:
         raise UserError(f"{file} is damaged: it is not the file that {path.name} describes; export the student again")
     return card
 
 
 def _card(found: Mapping[str, Any]) -> ExportCard:
-    ports = {
-        side: [Port(**{**port, "shape": tuple(map(int, port["shape"]))}) for port in found[side]]
-        for side in ("inputs", "outputs")
-    }
+    ports = {side: [_port(port) for port in found[side]] for side in ("inputs", "outputs")}
     card = ExportCard(**{**found, **ports})
     known = card.form in FORMS and card.format in SUFFIXES and card.precision in PRECISIONS
     if not known or not card.inputs or len(card.outputs) != (len(card.inputs) if card.form == "stream" else 1):
         raise ValueError("its form, format, precision or ports are unknown here")
+    for name, kind in KINDS.items():
+        if not isinstance(getattr(card, name), kind):
+            raise ValueError(f"{name} is {getattr(card, name)!r}")
     return card
+
+
+def _port(found: Mapping[str, Any]) -> Port:
+    port = Port(**{**found, "shape": tuple(map(int, found["shape"]))})
+    if port.dtype not in DTYPES:
+        raise ValueError(f"a port of {port.dtype!r} is unknown here")
+    return Port(str(port.name), port.shape, port.dtype, float(port.scale), int(port.zero))

@@ -1,6 +1,7 @@
 """To TFLite: litert-torch for the network, ai-edge-quantizer for INT8.
 
-The file takes pixels as float32, or in INT8 as int8 of pixel - 128; the state of a stream is of the file's precision.
+The file takes pixels as float32, or in INT8 as int8 of pixel - 128. The state of a stream is as its ports say: it may
+come out otherwise than it goes in.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 import nncf
 import openvino
 import torch
+from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
 from distill.deploy.conversion import Conversion, Ports, after_linear, float_ports, takes_bytes
 
@@ -26,8 +27,12 @@ def convert(wanted: Conversion, file: Path) -> Ports:
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(wanted.samples),
             ignored_scope=head,
-            # Frames that lie in the place of the batch upset it.
-            advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                # Seven bits of a weight, because processors without VNNI add up products of eight in sixteen bits.
+                overflow_fix=nncf.OverflowFix.ENABLE,
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+                disable_bias_correction=True,  # frames that lie in the place of the batch upset it
+            ),
         )
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
     for ports, names in ((model.inputs, wanted.form.inputs), (model.outputs, wanted.form.outputs)):

@@ -23,7 +23,7 @@ from distill.deploy.forms import Form, TorchSession, load_form, make_card
 from distill.deploy.quiet import quiet
 from distill.deploy.real_clips import RealClips, plain_clips, seconds_of, take
 from distill.deploy.recogniser import Recogniser
-from distill.deploy.sessions import open_session
+from distill.deploy.sessions import first_line, open_session
 from distill.deploy.verify import Reference, ask_student, compare, complaint
 from distill.errors import UserError
 from distill.files import publish
@@ -57,11 +57,18 @@ def export(request: Request) -> dict[str, Any]:
         source = _open(request, form)
         for name in options.to:
             for precision in options.precision:
+                clips = len(source.reference.clips)
+                talk.say(f"{form} {name} {precision}: converting, then comparing about {clips} clips")
                 started = time.monotonic()
-                card, why = _make(source, name, precision, Path(request.out), options)
+                try:
+                    card, why = _make(source, name, precision, Path(request.out), options)
+                except UserError as error:  # the others may do
+                    refused.append(str(error))
+                    continue
                 rows.append(_row(card, why, time.monotonic() - started))
                 refused += [f"{form} {name} {precision} was refused: {why}"] if why else []
-    talk.table(request.out, ("", "MB", "agreement", "top-1", "student", "largest error", "seconds"), rows)
+    if rows:
+        talk.table(request.out, ("", "MB", "agreement", "top-1", "student", "largest error", "seconds"), rows)
     if refused:
         raise UserError("; ".join(refused))
     return {}
@@ -116,9 +123,7 @@ def _make(source: Source, name: str, precision: str, folder: Path, options: Opti
     with TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
         part = Path(scratch, file.name)
         card = _convert(source, name, precision, part)
-        with quiet():
-            recogniser = Recogniser(card, open_session(part, card, 1))
-            found = compare(recogniser, source.reference)
+        found = _verify(part, card, source.reference)
         card, why = replace(card, verified=found, **sealed(files_of(part))), complaint(found, precision, options)
         if not why:
             _publish(part, file, card)
@@ -135,10 +140,18 @@ def _convert(source: Source, name: str, precision: str, part: Path) -> ExportCar
             told = {key: value for key, value in asdict(card).items() if key not in ("bytes", "sha256", "verified")}
             made.put_metadata(part, json.dumps(told))
     except Exception as error:  # each converter has its own
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         what = f"{source.card.student} as form={source.card.form} precision={precision}"
-        raise UserError(f"to={name} cannot take {what}: {reason}") from error
+        raise UserError(f"to={name} cannot take {what}: {first_line(error)}") from error
     return card
+
+
+def _verify(part: Path, card: ExportCard, reference: Reference) -> dict[str, float]:
+    try:
+        with quiet():
+            return compare(Recogniser(card, open_session(part, card, 1)), reference)
+    except Exception as error:  # each runtime has its own
+        what = f"{card.student} as form={card.form} precision={card.precision}"
+        raise UserError(f"to={card.format} made a file of {what} that does not run: {first_line(error)}") from error
 
 
 def _publish(part: Path, file: Path, card: ExportCard) -> None:

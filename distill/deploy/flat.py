@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -207,8 +208,36 @@ def _average(
     taps = [video.pick(places) for places in _taps(video.length, span, step, 0, 1)]
     frames = reduce(operator.add, taps) / span if span > 1 else taps[0]
     if _more(sides, steps):
-        frames = F.avg_pool2d(frames, sides, steps, pads, False, count_include_pad)
+        frames = _means(frames, sides, steps, pads, count_include_pad)
     return Video(frames, video.clips)
+
+
+def _average_of_pictures(
+    given: Any,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    sides, steps, pads = _pair(kernel), _pair(stride or kernel), _pair(padding)
+    spare = any((side - span) % step for side, span, step in zip(given.shape[2:], sides, steps, strict=True))
+    if isinstance(given, Video) or divisor_override or (ceil_mode and (spare or any(pads))):
+        return NotImplemented
+    return _means(given, sides, steps, pads, count_include_pad)
+
+
+def _means(
+    pictures: Tensor, sides: Sequence[int], steps: Sequence[int], pads: Sequence[int], zeros_count: bool
+) -> Tensor:
+    """An average pooling as a convolution of each channel alone: LiteRT's own cannot be quantised."""
+    kernel = torch.full((pictures.shape[1], 1, *sides), 1 / prod(sides), dtype=pictures.dtype)
+    means = F.conv2d(pictures, kernel, None, steps, pads, groups=pictures.shape[1])
+    if zeros_count or not any(pads):
+        return means
+    inside = torch.ones((1, 1, *pictures.shape[2:]), dtype=pictures.dtype)
+    return means * F.conv2d(inside, kernel[:1], None, steps, pads).reciprocal()  # of windows that lie partly outside
 
 
 def _cells(given: Tensor | Video, cells: Sequence[int]) -> Video:
@@ -234,7 +263,7 @@ def _picture_cells(pictures: Tensor, sides: Sequence[int]) -> Tensor:
     kernel = [{end - start for start, end in each} for each in found]
     stride = [{second[0] - first[0] for first, second in pairwise(each)} or {1} for each in found]
     if all(len(each) == 1 and 0 not in each for each in (*kernel, *stride)):
-        return F.avg_pool2d(pictures, [*map(min, kernel)], [*map(min, stride)])
+        return _means(pictures, [*map(min, kernel)], [*map(min, stride)], (0, 0), True)
     rows = [
         torch.cat([pictures[:, :, top:bottom, left:right].mean((2, 3), keepdim=True) for left, right in found[1]], 3)
         for top, bottom in found[0]
@@ -245,6 +274,10 @@ def _picture_cells(pictures: Tensor, sides: Sequence[int]) -> Tensor:
 def windows(length: int, cells: int) -> list[tuple[int, int]]:
     """Where adaptive pooling starts and ends each window."""
     return [(cell * length // cells, -(-(cell + 1) * length // cells)) for cell in range(cells)]
+
+
+def _pair(values: Sequence[int]) -> Sequence[int]:
+    return tuple(values) * 2 if len(values) == 1 else tuple(values)
 
 
 def _more(sides: Sequence[int], steps: Sequence[int]) -> bool:
@@ -310,6 +343,7 @@ KNOWN: dict[Any, Callable[..., Any]] = {
     aten.batch_norm.default: _batch_norm,
     aten.max_pool3d.default: _largest,
     aten.avg_pool3d.default: _average,
+    aten.avg_pool2d.default: _average_of_pictures,
     aten.adaptive_avg_pool3d.default: _cells,
     aten.transpose.int: _transpose,
     aten.flatten.using_ints: _flatten,

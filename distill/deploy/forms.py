@@ -61,7 +61,7 @@ class Stream(nn.Module):
     def __init__(self, student: Any) -> None:
         super().__init__()
         self.student = student
-        self.blank = _outside(student.initial_state(1))
+        self.blank = [value.contiguous() for value in _outside(student.initial_state(1))]
         names = [f"state{i}" for i in range(len(self.blank))]
         self.inputs, self.outputs = ("frame", *names), ("logits", *(f"next_{name}" for name in names))
 

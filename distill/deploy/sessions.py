@@ -33,8 +33,13 @@ def open_session(file: Path, card: ExportCard, threads: int) -> Session:
         raise UserError(f"{file} needs {package}, which is not installed: pip install {package}") from error
     try:
         return OPEN[card.format](runtime, file, threads)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{file} cannot be opened by {package}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # each runtime has its own
+        raise UserError(f"{file} cannot be opened by {package}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What a runtime or converter complains of; some say it on a page, and some say nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _litert(runtime: Any, file: Path, threads: int) -> Session:
@@ -84,8 +89,9 @@ def _openvino(runtime: Any, file: Path, threads: int) -> Session:
 
 def _executorch(runtime: Any, file: Path, threads: int) -> Session:
     import torch
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 
-    torch.set_num_threads(threads)
+    _unsafe_reset_threadpool(threads)  # its own threads, which torch's settings do not reach
     method = runtime.Runtime.get().load_program(str(file)).load_method("forward")
 
     def run(given: Arrays) -> list[np.ndarray]:

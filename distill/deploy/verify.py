@@ -77,8 +77,8 @@ def complaint(found: dict[str, float], precision: str, options: Options) -> str:
         return f"the cosine between its latents and the student's is {found['cosine']:.4f}, below {options.cosine}"
     if found.get("agreement", 1.0) < options.agreement:
         return (
-            f"it says the student's action of {100 * found['agreement']:.1f} % of {found['clips']:.0f} clips, "
-            f"fewer than agreement={options.agreement}"
+            f"it names the student's action for {100 * found['agreement']:.1f} % of {found['clips']:.0f} clips, "
+            f"fewer than agreement={options.agreement} asks for"
         )
     if precision == "fp32" and found["relative_error"] > CLOSE:
         return f"its answers are up to {found['relative_error']:.1e} away from the student's, relative to the largest"
