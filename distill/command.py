@@ -9,7 +9,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -38,6 +38,7 @@ READERS = {  # of jobs that are asked for otherwise than by a recipe; one with O
     "prune": "distill.deploy.prune_request",
     "live": "distill.live.request",
 }
+SHORT_LIST = 3
 SHORT = {"clips": dict.fromkeys(("prepare", "frames", "short_side"), "clips.")}  # what a job's own keys leave out
 USAGE = f"""distill JOB recipe=NAME key=value ...
 
@@ -208,8 +209,16 @@ def _key_lines(kind: type[Any], prefix: str) -> Iterator[str]:
             assert isinstance(hint, type)
             yield from _key_lines(hint, f"{key}.")
             continue
-        default = "" if item.default in (MISSING, "???", None, "") else f"={str(item.default).lower()}"
-        yield _key_line(key + default, about.get(item.name, ""))
+        yield _key_line(key + _default(item), about.get(item.name, ""))
+
+
+def _default(item: Field[Any]) -> str:
+    """What a key is unless told otherwise, as it would be given; long lists are left out."""
+    value = item.default_factory() if item.default_factory is not MISSING else item.default
+    if isinstance(value, list) and 0 < len(value) <= SHORT_LIST and not any(isinstance(each, list) for each in value):
+        return f"=[{','.join(map(str, value))}]"
+    unsaid = isinstance(value, list | dict) or is_dataclass(value) or value in (MISSING, "???", None, "")
+    return "" if unsaid else f"={str(value).lower()}"
 
 
 def _key_line(key: str, about: str) -> str:
