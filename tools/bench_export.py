@@ -50,7 +50,12 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # clips, and the
     "tinyact": (
         {},
         {
-            **{"name": "tinyact", **CLIP, "widths": [32, 64, 96, 128], "latent": 256, "hidden": 128, "decoder": False},
+            "name": "tinyact",
+            **CLIP,
+            "widths": [32, 64, 96, 128],
+            "latent": 256,
+            "hidden": 128,
+            "decoder": False,
             "strides": [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]],
         },
     ),
