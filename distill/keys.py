@@ -16,6 +16,14 @@ COMMAND_LINE = "the command line"
 Group = TypeVar("Group")
 
 
+def pair(argument: str, usage: str) -> tuple[str, str]:
+    """key=value, taken apart."""
+    key, equals, value = argument.partition("=")
+    if not equals or not key:
+        raise UserError(f"{argument!r} is not key=value; {usage}")
+    return key, value
+
+
 def read_group(kind: type[Group], changes: Sequence[str]) -> Group:
     """A group of keys without a recipe around it, from `key=value ...`."""
     schema, tree = OmegaConf.structured(kind), dotlist(changes)

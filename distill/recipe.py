@@ -18,7 +18,7 @@ from distill.clips.clipset import ClipOptions
 from distill.errors import UserError
 from distill.files import publish_text
 from distill.freezing import NEVER, Freezing
-from distill.keys import COMMAND_LINE, check_groups, dotlist, explain, flatten, nearest
+from distill.keys import COMMAND_LINE, check_groups, dotlist, explain, flatten, nearest, pair
 from distill.loop import Timetable, TrainOptions
 from distill.objective import terms
 from distill.objective.objective import check_members, named, teacher_maps
@@ -84,9 +84,7 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
     """`recipe=NAME key=value ...` to a checked Recipe."""
     name, changes = None, []
     for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not key:
-            raise UserError(f"{argument!r} is not key=value; example: recipe=tiny train.steps=10")
+        key, value = pair(argument, "example: recipe=tiny train.steps=10")
         if key == "recipe":
             name = value
         else:
@@ -97,6 +95,14 @@ def read_recipe(arguments: Sequence[str]) -> Recipe:
     recipe = _merge([(str(path), _load(path)), (COMMAND_LINE, dotlist(changes))])
     stages(recipe)  # what is wrong with one of them shows now
     return recipe
+
+
+def read_run(run: str | Path, changes: Sequence[str], usage: str) -> Recipe:
+    """The recipe that a run was made with, and changes to it."""
+    path = Path(run, "recipe.yaml")
+    if not path.is_file():
+        raise UserError(f"{run} is no run folder ({path} is missing); {usage}")
+    return read_recipe([f"recipe={path}", *changes])
 
 
 # What no stage can change: one cache serves all.

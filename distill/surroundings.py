@@ -21,6 +21,11 @@ def surroundings() -> dict[str, str]:
     }
 
 
+def cores() -> int:
+    """Of the processor, that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _accelerator() -> str:
     """As torch tells; who has not imported it uses none."""
     torch = sys.modules.get("torch")

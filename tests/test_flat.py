@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill import plugins
-from distill.deploy.flat import flattened, runs, windows
+from distill.deploy.flat import runs, windows, without_3d
 from distill.outputs import Student
 
 EVERY = [
@@ -72,6 +72,10 @@ def test_a_student_says_the_same(name: str, options: dict[str, Any], clips: int)
         scale = wanted.abs().max().item()
         assert found / scale == pytest.approx(wanted / scale, abs=2e-5)
     assert not {layer for layer in layers(flat, frames) if "3d" in layer}
+
+
+def flattened(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+    return without_3d(torch.export.export(network.eval(), example).module())
 
 
 def same(layer: Callable[[Tensor], Tensor], video: Tensor) -> None:

@@ -24,8 +24,9 @@ from sklearn.preprocessing import StandardScaler
 
 from distill.command import guarded
 from distill.deploy import export_request, measure_request
-from distill.deploy.card import SUFFIXES
+from distill.deploy.card import EXPORTS, SUFFIXES, read_export
 from distill.deploy.exporting import export
+from distill.deploy.measure_subjects import exports
 from distill.deploy.measuring import measure
 from distill.deploy.real_clips import RealClips, plain_clips, take
 from distill.deploy.recogniser import Recogniser, open_any
@@ -123,9 +124,9 @@ def _compared(run: Path, form: str, name: str) -> dict[str, float]:
     """What the card of a file says, which is kept however bad it is."""
     asked = [f"run={run}", f"to={name}", f"form={form}", "precision=int8", "split=test", "clips=0"]
     export(export_request.read([*asked, "agreement=0", "cosine=0"]))
-    card = json.loads(next((run / "export").glob(f"{form}-int8{SUFFIXES[name]}.json")).read_text())
+    found = read_export(run / EXPORTS / f"{form}-int8{SUFFIXES[name]}").verified
     keys = ("agreement", "top1", "student_top1", "cosine", "least_cosine")
-    return {key: card["verified"][key] for key in keys if key in card["verified"]}
+    return {key: found[key] for key in keys if key in found}
 
 
 def _probed(run: Path, rows: list[list[str]]) -> dict[str, dict[str, float]]:
@@ -134,8 +135,8 @@ def _probed(run: Path, rows: list[list[str]]) -> dict[str, dict[str, float]]:
     first = open_any(run, "encoder", 1)
     clips = plain_clips(request.recipe, ClipSpec(first.card.frames, first.card.size))
     splits = [take(clips, split, 0, 0, "the probe") for split in ("train", "test")]
-    files = sorted((run / "export").glob("encoder-int8.*"))
-    openers = {"torch": first, **{f.suffix: Recogniser.open(f) for f in files if f.suffix not in (".json", ".bin")}}
+    files = [file for file in exports(run) if file.stem == "encoder-int8"]
+    openers = {"torch": first, **{file.suffix: Recogniser.open(file) for file in files}}
     found = {f"{run.name} probe {name}": {"top1": _ridge(each, splits)} for name, each in openers.items()}
     rows += [[name, percent(figures["top1"])] for name, figures in found.items()]
     return found

@@ -27,6 +27,8 @@ KINDS = {
     "origin": dict,
     "verified": dict,
 }
+EXPORTS = "export"  # folder of a run's exported files
+SECONDS = 2.0  # that a clip spans, where nothing is known of its files
 SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "executorch": ".pte", "openvino": ".xml"}
 
 

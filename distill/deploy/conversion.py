@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.deploy.card import Port
-from distill.deploy.forms import Form, ports
+from distill.deploy.forms import Form
 from distill.deploy.lean import lean
 from distill.errors import UserError
 
@@ -28,6 +28,8 @@ Value = TypeVar("Value", bound=Hashable)  # of a graph: its name or number
 @dataclass(frozen=True)
 class Conversion:
     form: Form
+    ports: Ports
+    """Of the form."""
     precision: str
     samples: Sequence[Sequence[np.ndarray]]
     """What the form is given about real clips: uint8 pixels, then the state; INT8 is calibrated with it."""
@@ -72,10 +74,7 @@ def takes_bytes(form: Form, flat: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return _Bytes(lean(form, example, flat)), (pixels.to(torch.uint8), *state)
 
 
-def float_ports(form: Form, pixels: str) -> Ports:
-    """Ports of a file that takes and gives what the form does, but for the type of the pixels."""
-    example = form.example()
-    with torch.no_grad():
-        answers = form(*example)
-    (first, *state), outputs = ports(form.inputs, example), ports(form.outputs, answers)
-    return [replace(first, dtype=pixels), *state], outputs
+def byte_ports(wanted: Conversion) -> Ports:
+    """Ports of a file that takes and gives what the form does, but for pixels as uint8."""
+    (pixels, *state), outputs = wanted.ports
+    return [replace(pixels, dtype="uint8"), *state], outputs

@@ -23,7 +23,7 @@ from torch import fx
 from torchao.quantization.pt2e import MinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from distill.deploy.conversion import Conversion, Ports, after_linear, float_ports, takes_bytes
+from distill.deploy.conversion import Conversion, Ports, after_linear, byte_ports, takes_bytes
 from distill.deploy.lean import drop_unused
 
 LINEAR = torch.ops.aten.linear.default
@@ -38,7 +38,7 @@ def convert(wanted: Conversion, file: Path) -> Ports:
         program = torch.export.export(_quantised(joined.module(check_guards=False), wanted), example)
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
     file.write_bytes(lowered.buffer)
-    return float_ports(wanted.form, "uint8")
+    return byte_ports(wanted)
 
 
 def _without_pads(graph: torch.nn.Module) -> torch.nn.Module:

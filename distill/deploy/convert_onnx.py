@@ -17,7 +17,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from distill.deploy.conversion import Conversion, Ports, after_linear, float_ports, takes_bytes
+from distill.deploy.conversion import Conversion, Ports, after_linear, byte_ports, takes_bytes
 
 OPSET = 20
 LINEAR = ("Gemm", "MatMul")
@@ -30,7 +30,7 @@ def convert(wanted: Conversion, file: Path) -> Ports:
         _write(network, example, wanted, plain)
         if wanted.precision == "int8":
             _quantise(plain, wanted, file)
-    return float_ports(wanted.form, "uint8")
+    return byte_ports(wanted)
 
 
 def _write(network: torch.nn.Module, example: tuple[Tensor, ...], wanted: Conversion, file: Path) -> None:

@@ -12,7 +12,7 @@ import openvino
 import torch
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-from distill.deploy.conversion import Conversion, Ports, after_linear, float_ports, takes_bytes
+from distill.deploy.conversion import Conversion, Ports, after_linear, byte_ports, takes_bytes
 
 
 def convert(wanted: Conversion, file: Path) -> Ports:
@@ -39,21 +39,21 @@ def convert(wanted: Conversion, file: Path) -> Ports:
         for port, name in zip(ports, names, strict=True):
             port.get_tensor().set_names({name})
     openvino.save_model(model, file, compress_to_fp16=False)
-    return float_ports(wanted.form, "uint8")
+    return byte_ports(wanted)
 
 
 def _head(model: openvino.Model) -> list[str]:
     """What follows on linear layers."""
-    operations = [
+    operations = (
         (
             each.get_type_name() == "MatMul",
             [port.get_node().get_friendly_name() for port in each.input_values()],
             [each.get_friendly_name()],
         )
         for each in model.get_ordered_ops()
-    ]
-    kinds = {each.get_friendly_name(): each.get_type_name() for each in model.get_ordered_ops()}
-    return [name for name in sorted(after_linear(operations)) if kinds[name] != "Result"]
+        if each.get_type_name() != "Result"
+    )
+    return sorted(after_linear(operations))
 
 
 def put_metadata(file: Path, text: str) -> None:

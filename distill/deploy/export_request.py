@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill.clips.manifest import SPLITS
-from distill.deploy.card import FORMS, PRECISIONS, SUFFIXES
+from distill.deploy.card import EXPORTS, FORMS, PRECISIONS, SUFFIXES
 from distill.errors import UserError
-from distill.keys import read_group, whole_list
-from distill.recipe import Recipe, read_recipe
+from distill.keys import pair, read_group, whole_list
+from distill.recipe import Recipe, read_run
 
 USAGE = "say run=DIR to=litert,onnx precision=int8"
 LISTS = {"to": tuple(SUFFIXES), "precision": PRECISIONS, "form": FORMS}
@@ -52,17 +52,12 @@ def read(arguments: Sequence[str]) -> Request:
     """`run=DIR key=value ...`; keys of the recipe may be changed too, to say where its clips are."""
     own, changes = list[str](), list[str]()
     for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        if not equals:
-            raise UserError(f"{argument!r} is not key=value; {USAGE}")
+        key, _ = pair(argument, USAGE)
         (changes if "." in key else own).append(whole_list(argument, LISTS))
     options = read_group(Options, own)
     _check(options)
-    path = Path(options.run, "recipe.yaml")
-    if not path.is_file():
-        raise UserError(f"run={options.run} is no run folder ({path} is missing); {USAGE}")
-    recipe = read_recipe([f"recipe={path}", f"out={options.run}", *changes])
-    return Request(Path(options.run), options.out or f"{options.run}/export", options, recipe)
+    recipe = read_run(options.run, [f"out={options.run}", *changes], USAGE)
+    return Request(Path(options.run), options.out or f"{options.run}/{EXPORTS}", options, recipe)
 
 
 def _check(options: Options) -> None:

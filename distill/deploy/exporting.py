@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from distill.checkpoint import fingerprint_student
+from distill.checkpoint import fingerprint_student, student_folder
 from distill.clips.clipset import ClipSet
 from distill.deploy.card import SUFFIXES, ExportCard, card_path, files_of, sealed, write_card
 from distill.deploy.conversion import Conversion, converter
 from distill.deploy.export_request import Options, Request
-from distill.deploy.forms import Form, TorchSession, load_form, make_card
+from distill.deploy.forms import Form, TorchSession, make_card, make_form
 from distill.deploy.quiet import quiet
 from distill.deploy.real_clips import RealClips, plain_clips, seconds_of, take
 from distill.deploy.recogniser import Recogniser
@@ -27,6 +28,7 @@ from distill.deploy.sessions import first_line, open_session
 from distill.deploy.verify import Reference, ask_student, compare, complaint
 from distill.errors import UserError
 from distill.files import publish
+from distill.hub import DistilledStudent
 from distill.run_log import Talk, percent
 
 MADE_BY = {
@@ -52,9 +54,9 @@ def export(request: Request) -> dict[str, Any]:
     for name in options.to:
         with quiet():
             converter(name)  # what is not installed is missed now
-    refused, rows = [], []
+    refused, rows, shown = [], [], Shown(request, DistilledStudent.from_pretrained(student_folder(request.run)))
     for form in options.form:
-        source = _open(request, form)
+        source = _open(shown, form)
         for name in options.to:
             for precision in options.precision:
                 clips = len(source.reference.clips)
@@ -84,21 +86,41 @@ class Source:
     reference: Reference
 
 
-def _open(request: Request, name: str) -> Source:
-    form, loaded = load_form(request.run, name)
-    options, clips = request.options, plain_clips(request.recipe, loaded.spec)
-    if list(clips.manifest.classes) != loaded.classes:
-        raise UserError(f"the classes of the clips are not those of the student of {request.run}")
-    card = make_card(request.run, name, form, loaded, seconds_of(clips))
-    shown = take(clips, options.split, options.clips, request.recipe.seed, "the comparison with the student")
-    reference = ask_student(loaded.student, shown, name)
-    samples = _samples(form, card, _calibration(request, clips)) if "int8" in options.precision else []
-    origin = {**card.origin, "student": fingerprint_student(request.run), "distill": version("distill")}
+@dataclass(frozen=True)
+class Shown:
+    """A student, and the real clips that serve all its forms."""
+
+    request: Request
+    loaded: DistilledStudent
+
+    @cached_property
+    def clips(self) -> ClipSet:
+        clips = plain_clips(self.request.recipe, self.loaded.spec)
+        if list(clips.manifest.classes) != self.loaded.classes:
+            raise UserError(f"the classes of the clips are not those of the student of {self.request.run}")
+        return clips
+
+    @cached_property
+    def compared(self) -> RealClips:
+        options = self.request.options
+        return self._take(options.split, options.clips, "the comparison with the student")
+
+    @cached_property
+    def calibration(self) -> RealClips:
+        return self._take("train", self.request.options.calibration, "the calibration of int8")
+
+    def _take(self, split: str, count: int, purpose: str) -> RealClips:
+        return take(self.clips, split, count, self.request.recipe.seed, purpose)
+
+
+def _open(shown: Shown, name: str) -> Source:
+    run, loaded = shown.request.run, shown.loaded
+    form = make_form(name, loaded.student)
+    card = make_card(run, name, form, loaded, seconds_of(shown.clips))
+    reference = ask_student(loaded.student, shown.compared, name)
+    samples = _samples(form, card, shown.calibration) if "int8" in shown.request.options.precision else []
+    origin = {**card.origin, "student": fingerprint_student(run), "distill": version("distill")}
     return Source(form, replace(card, origin=origin), samples, reference)
-
-
-def _calibration(request: Request, clips: ClipSet) -> RealClips:
-    return take(clips, "train", request.options.calibration, request.recipe.seed, "the calibration of int8")
 
 
 def _samples(form: Form, card: ExportCard, clips: RealClips) -> list[list[np.ndarray]]:
@@ -134,7 +156,8 @@ def _convert(source: Source, name: str, precision: str, part: Path) -> ExportCar
     made = converter(name)
     try:
         with quiet():
-            inputs, outputs = made.convert(Conversion(source.form, precision, source.samples), part)
+            own = source.card.inputs, source.card.outputs
+            inputs, outputs = made.convert(Conversion(source.form, own, precision, source.samples), part)
             origin = source.card.origin | {package: version(package) for package in MADE_BY[name]}
             card = replace(source.card, format=name, precision=precision, inputs=inputs, outputs=outputs, origin=origin)
             told = {key: value for key, value in asdict(card).items() if key not in ("bytes", "sha256", "verified")}

@@ -25,13 +25,8 @@ aten = torch.ops.aten
 Known = Mapping[Any, Callable[..., Any]]  # what does a video's part instead of an operation
 
 
-def flattened(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
-    """The network in evaluation mode, without 3-D layers. Tensors in, tensors out, of the example's shapes."""
-    return without_3d(torch.export.export(network.eval(), example).module())
-
-
 def without_3d(graph: nn.Module) -> nn.Module:
-    """The same of a graph that torch.export made."""
+    """The network of a graph that torch.export made, without 3-D layers; tensors go in and out as before."""
     assert isinstance(graph, fx.GraphModule)
     return _Flat(graph, KNOWN)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.checkpoint import student_folder
-from distill.deploy.card import ExportCard, Port
+from distill.deploy.card import SECONDS, ExportCard, Port
 from distill.deploy.recogniser import Recogniser
 from distill.errors import UserError
 from distill.hub import DistilledStudent
@@ -148,8 +148,8 @@ class TorchSession:
         return [value.numpy() for value in (answer if isinstance(answer, tuple) else (answer,))]
 
 
-def open_run(run: Path, name: str, threads: int = 1, seconds: float = 2.0) -> Recogniser:
+def open_run(run: Path, name: str, threads: int = 1) -> Recogniser:
     """A run's student in torch, asked as exported files are."""
     torch.set_num_threads(threads)
     form, loaded = load_form(run, name)
-    return Recogniser(make_card(run, name, form, loaded, seconds), TorchSession(form))
+    return Recogniser(make_card(run, name, form, loaded, SECONDS), TorchSession(form))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from distill.surroundings import cores
+
 POWER = Path("/sys/class/powercap")
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # what a processor does when it is not idle
 WIDE = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # arithmetic on many numbers at once
@@ -79,16 +81,11 @@ def _number(path: Path) -> int:
     return int(path.read_text(encoding="ascii"))
 
 
-def processors() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def machine() -> dict[str, str | int | float | list[str]]:
     """Processor, how many of them, memory."""
     return {
         "processor": next(_cpuinfo("model name"), platform.processor() or platform.machine()),
-        "processors": processors(),
+        "processors": cores(),
         "instructions": instructions(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",

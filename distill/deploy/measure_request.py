@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.keys import read_group, whole_list
+from distill.keys import pair, read_group, whole_list
 
 USAGE = "say run=DIR (or run=A,B), or files=A,B out=DIR"
 LISTS = ("run", "files", "threads")
@@ -47,8 +47,7 @@ class Request:
 def read(arguments: Sequence[str]) -> Request:
     """`run=DIR key=value ...` or `files=FILE out=DIR key=value ...`."""
     for argument in arguments:
-        if "=" not in argument:
-            raise UserError(f"{argument!r} is not key=value; {USAGE}")
+        pair(argument, USAGE)
     options = read_group(Options, [whole_list(argument, LISTS) for argument in arguments])
     _check(options)
     runs, files = (tuple(dict.fromkeys(map(Path, names))) for names in (options.run, options.files))

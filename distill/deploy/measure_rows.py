@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distill.deploy.measure_machine import LOADED, OF_INT8, processors
+from distill.deploy.measure_machine import LOADED, OF_INT8
 from distill.deploy.measure_race import Record, Surroundings
 from distill.deploy.measure_statistics import energy, number, ratio, times
 from distill.deploy.measure_subjects import Subject, Trained
+from distill.surroundings import cores
 
 Row = dict[str, Any]
 VERIFIED, TESTED = "verified", "test"  # where a top-1 comes from
@@ -103,9 +104,9 @@ def _figures(record: Record, reference: Record | None, around: Surroundings) -> 
 
 def doubts(table: Sequence[Row], around: Surroundings, instructions: Sequence[str]) -> Iterator[str]:
     """What a person has to know of these figures before believing them. `instructions` are the processor's."""
-    if around.others_cores > LOADED * processors():
+    if around.others_cores > LOADED * cores():
         yield (
-            f"the machine was loaded: other programs took {around.others_cores:.2f} of {processors()} processors; CPU "
+            f"the machine was loaded: other programs took {around.others_cores:.2f} of {cores()} processors; CPU "
             "time and ratios on one thread suffer least; measure again when it is quiet"
         )
     if instructions and not set(OF_INT8) & set(instructions) and any(row["kind"].endswith("int8") for row in table):

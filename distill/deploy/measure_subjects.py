@@ -6,12 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.deploy.card import SUFFIXES, ExportCard, read_export
+from distill.deploy.card import EXPORTS, SUFFIXES, ExportCard, read_export
 from distill.deploy.measure_race import Asked
 from distill.deploy.measure_request import Request
 from distill.errors import UserError
-
-EXPORTS = "export"  # folder in a run
 
 
 @dataclass(frozen=True)

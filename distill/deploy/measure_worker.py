@@ -20,7 +20,8 @@ import numpy as np
 
 from distill.deploy.card import read_export
 from distill.deploy.recogniser import Recogniser
-from distill.deploy.sessions import NEEDED, open_session
+from distill.deploy.sessions import NEEDED, first_line, open_session
+from distill.errors import UserError
 
 STATUS = Path("/proc/self/status")
 WINDOWS = 4  # clips that differ, each one frame later than the one before
@@ -33,9 +34,8 @@ def serve() -> None:
     try:
         _serve(json.loads(sys.argv[1]), answers)
     except Exception as error:  # whatever it is, it becomes a row of the table
-        first = next(iter(str(error).splitlines()), "")
-        known = isinstance(error, ValueError) and type(error).__name__ == "UserError"
-        _say(answers, {"failed": first if known else f"{type(error).__name__}: {first}"})
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        _say(answers, {"failed": kind + first_line(error)})
 
 
 def _serve(asked: dict[str, Any], answers: TextIO) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 from distill.checkpoint import read_card
 from distill.errors import UserError
 from distill.hub import unfetched
-from distill.keys import read_group, whole_list
+from distill.keys import pair, read_group, whole_list
 from distill.objective import terms
 from distill.objective.schedule import Span, read_course
-from distill.recipe import Recipe, read_recipe
+from distill.recipe import Recipe, read_run
 
 METHODS, SCOPES, PACES = ("channels", "magnitude"), ("global", "layer"), ("cubic", "even")
 USAGE = "say run=DIR out=DIR method=channels amount=0.5"
@@ -80,9 +80,7 @@ def read(arguments: Sequence[str]) -> Request:
     """`run=DIR out=DIR key=value ...`, with keys of Options and of the run's recipe."""
     own, changes = [], list[str]()
     for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        if not equals or not key:
-            raise UserError(f"{argument!r} is not key=value; {USAGE}")
+        key, _ = pair(argument, USAGE)
         if key.partition(".")[0] in FIXED:
             raise UserError(f"{key}= cannot be changed: the student that is pruned is the one of run=")
         if key == "train.steps":
@@ -94,11 +92,9 @@ def read(arguments: Sequence[str]) -> Request:
     options = read_group(Options, own)
     check(options, [argument.partition("=")[0] for argument in own])
     run = Path(options.run)
-    if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run} is no run folder ({run / 'recipe.yaml'} is missing); {USAGE}")
-    read_card(run)
     last = [f"out={options.out}", f"train.steps={options.steps}"]
-    recipe = read_recipe([f"recipe={run / 'recipe.yaml'}", "resume=false", *changes, *last])
+    recipe = read_run(run, ["resume=false", *changes, *last], USAGE)
+    read_card(run)
     return Request(options, _settled(recipe))
 
 

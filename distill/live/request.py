@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.keys import read_group
+from distill.keys import pair, read_group
 
 FORMS = ("", "whole", "stream")
 LEAST = {
@@ -70,8 +70,7 @@ class Options:
 def read(arguments: Sequence[str]) -> Options:
     """`model=FILE-or-RUN source=... key=value ...`."""
     for argument in arguments:
-        if not argument.partition("=")[1]:
-            raise UserError(f"{argument!r} is not key=value; example: model=runs/quickstart/distilled source=0")
+        pair(argument, "example: model=runs/quickstart/distilled source=0")
     options = read_group(Options, arguments)
     check(options)
     return options

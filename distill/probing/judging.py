@@ -26,7 +26,7 @@ from distill.evaluate import confused_pairs, counts
 from distill.files import sweep
 from distill.probing.base import Array, Probe
 from distill.probing.classifiers import PROBES
-from distill.probing.costs import Planned, cores
+from distill.probing.costs import Planned
 from distill.probing.kept import Kept
 from distill.probing.metrics import PerClass, interval, measures
 from distill.probing.saved import said_about, save_probe
@@ -34,6 +34,7 @@ from distill.probing.search import ProbeSearchCV
 from distill.probing.table import LatentTable, Split, rank_in_class
 from distill.probing.work import CURVE
 from distill.run_log import Track, percent
+from distill.surroundings import cores
 
 HOLD_OUT = 10  # without a validation split one row of so many is held out
 PAIRS = 50  # so many pairs of classes that are taken for one another are reported

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.keys import read_group, whole_list
+from distill.keys import pair, read_group, whole_list
 from distill.probing.classifiers import PROBES
 from distill.probing.costs import read_budget
 from distill.probing.options import ProbeOptions
-from distill.recipe import Recipe, read_recipe
+from distill.recipe import Recipe, read_run
 
 GROUP = "probe."
 OPTIONS = [item.name for item in fields(ProbeOptions)]
@@ -45,9 +45,7 @@ def read(arguments: Sequence[str]) -> Request:
     given = [whole_list(argument.removeprefix(GROUP), ("probes",)) for argument in arguments]
     values: dict[str, str] = {}
     for argument in given:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"{argument!r} is not key=value; {USAGE}")
+        key, value = pair(argument, USAGE)
         if key in values:
             raise UserError(f"{key}= is given twice")
         values[key] = value
@@ -81,15 +79,8 @@ def _of_runs(names: str, given: Sequence[str]) -> Request:
             out = value
         elif key != "run":
             changes.append(GROUP * (key in OPTIONS) + argument)
-    recipes = [_recipe(run, changes) for run in runs]
+    recipes = [read_run(run, [f"out={run}", *changes], USAGE) for run in runs]
     return Request(out or _home(runs), recipes[0].probe, recipes[0].seed, recipes)
-
-
-def _recipe(run: str, changes: Iterable[str]) -> Recipe:
-    path = Path(run, "recipe.yaml")
-    if not path.is_file():
-        raise UserError(f"{run} is no run folder ({path} is missing); {USAGE}")
-    return read_recipe([f"recipe={path}", f"out={run}", *changes])
 
 
 def _home(runs: Sequence[str]) -> str:
