@@ -101,6 +101,7 @@ def reconstruction(answers: Answers) -> Iterator[tuple[str, float]]:
 
 
 EVALUATORS = (accuracy, reconstruction)
+REALTIME = "realtime"  # in a summary, beside a test of several views: what they yield by one look at each clip
 HIGHER_IS_BETTER = {"top1": True, "top5": True, "reconstruction": False}  # what they yield
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from distill.evaluate import REALTIME
 from distill.objective.losses import LOSSES
 from distill.outputs import ClipSpec
 
@@ -125,6 +126,9 @@ def _scores(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in _metrics(facts).items():
         name, kind, _ = METRICS[key]
         yield name, f"{value:.1%}" if kind == "accuracy" else f"{value:.4g}"
+    top1 = part(facts, "summary", REALTIME).get("top1")
+    if "top1" in _metrics(facts) and number(top1):
+        yield "Top-1 in real time, by one look at each clip", f"{top1:.1%}"
 
 
 def _metrics(facts: Mapping[str, Any]) -> dict[str, float]:

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from distill import charts
 from distill import report_figures as figures
-from distill.checkpoint import load_student
+from distill.checkpoint import load_student, student_folder
 from distill.clips.clipset import ClipSet
 from distill.clips.frames import ClipError
 from distill.errors import UserError
-from distill.evaluate import Answers, confusion, evaluate
+from distill.evaluate import REALTIME, Answers, confusion, evaluate
 from distill.files import publish_text
+from distill.hub import read_config
+from distill.model_card import part
 from distill.objective.losses import LOSSES
 from distill.outputs import Student
 from distill.pages import percent, render
@@ -87,6 +89,7 @@ class Run:
     recipe_text: str
     metrics: list[dict[str, float]]
     answers: Answers  # about the test clips
+    realtime: Mapping[str, float]  # scores by one look at each clip, where the answers are means over several
     probes: dict[str, dict[str, Any]]
 
     @property
@@ -138,6 +141,7 @@ def read_run(name: str, folder: Path) -> Run:
         recipe_text=recipe.read_text(encoding="utf-8"),
         metrics=read_metrics(folder),
         answers=Answers(**load_file(answers)),
+        realtime=part(read_config(student_folder(folder)), "facts", "summary", REALTIME),
         probes=json.loads(probe.read_text(encoding="utf-8")).get("probes", {}) if probe.exists() else {},
     )
 
@@ -197,6 +201,7 @@ def results(runs: Sequence[Run], clips: ClipSet, summary: Mapping[str, Any]) -> 
         "clips": scored[0].labelled if scored else 0,
         "columns": {key: MEASURES[key] for key in MEASURES if any(row["sizes"].get(key) for row in rows)},
         "top5": any("top5" in run.scores for run in scored),
+        "realtime": any(row["realtime"] is not None for row in rows),
         "error": any(row["error"] for row in rows),
         "training_clips": len(clips.manifest.of("train")),
     }
@@ -213,6 +218,7 @@ def _result(run: Run, clips: ClipSet, summary: Mapping[str, Any]) -> dict[str, A
         "top1": scores.get("top1"),
         "margin": f"{196 * run.variance**0.5:.1f}" if scores else "",
         "top5": scores.get("top5"),
+        "realtime": run.realtime.get("top1") if scores else None,
         "error": run.scores.get("reconstruction") if "reconstruction" in run.terms else None,
         "sizes": {key: f"{size[key] * factor:.3g}" for key, (_, _, factor) in MEASURES.items() if key in size},
     }

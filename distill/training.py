@@ -33,8 +33,9 @@ from distill.clips.batches import Failures, Plan, training_batches
 from distill.clips.clipset import ClipSet, open_clips, open_manifest
 from distill.clips.frames import StoredFrames
 from distill.clips.manifest import SPLITS, Manifest
+from distill.clips.views import test_views
 from distill.errors import UserError
-from distill.evaluate import Answers, collect, evaluate
+from distill.evaluate import REALTIME, Answers, collect, evaluate
 from distill.files import publish, publish_text
 from distill.freezing import Schedule
 from distill.hub import narrow_student
@@ -118,9 +119,12 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
     replaced = sorted({clips.manifest.clips[index].id for index in gather_object(list(failures.found))})
 
     answers = collect(student, clips, held_out, recipe.train.batch, accelerator, Failures(talk.warn, WRONG))
+    several = len(test_views(recipe.clips.views)) > 1
+    once = collect(student, clips.seen_once(), held_out, recipe.train.batch, accelerator) if several else answers
     failed = [clips.manifest.clips[index].id for index in answers.index[answers.failed]]
     seconds = round(time.monotonic() - started, 1)
     summary: dict[str, Any] = {"steps": loop.done, "seconds": seconds, "test": evaluate(answers)}
+    summary |= {REALTIME: evaluate(once)} if several else {}
     if keeper.at:
         summary["best"] = {"step": keeper.at, recipe.train.best: keeper.top}
     summary |= {name: ids for name, ids in (("replaced", replaced), ("unreadable", failed)) if ids}
@@ -294,7 +298,7 @@ def batch_spec(recipe: Recipe, manifest: Manifest) -> ClipSpec:
 def require_cached_frames(recipe: Recipe, clips: ClipSet) -> None:
     """Say at once, not at step 700, which frames the cache lacks."""
     require_frames(clips, clips.training(), range(1, recipe.clips.views.count + 1))
-    require_frames(clips.for_tests(), clips.manifest.of("val") + clips.manifest.of("test"), [0])
+    require_frames(clips.seen_once(), clips.manifest.of("val") + clips.manifest.of("test"), [0])
 
 
 def require_frames(clips: ClipSet, indices: Sequence[int], views: Sequence[int]) -> None:

@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from distill.deploy import measure_runs
 from distill.errors import UserError
+from distill.pages import percent
 from distill.recipe import read_recipe
 from distill.run_log import read_metrics
 from distill.teaching.caching import cache
@@ -119,6 +121,29 @@ def test_stored_frames_give_the_curve_of_decoded_ones(tmp_path: Path) -> None:
     stored = [f"cache.folder={tmp_path / 'cache'}", "cache.frames=true"]
     cache(read_recipe(["recipe=tiny", f"out={tmp_path / 'unused'}", *stored]))
     assert curve(run(tmp_path / "stored", *stored)) == curve(decoded)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_test_of_several_views_tells_what_one_look_says_too(stored: bool, tmp_path: Path) -> None:
+    """The numbers of a run that was tested by one look only; the same with stored frames, and on the pages."""
+    kept = ["cache.frames=true", f"cache.folder={tmp_path / 'cache'}"] if stored else []
+    if stored:
+        cache(read_recipe(["recipe=tiny", f"out={tmp_path / 'unused'}", *kept]))
+    once = run(tmp_path / "once", *kept)
+    several = run(tmp_path / "several", *kept, "clips.views.test_clips=3", "clips.views.test_crops=3")
+    plain, both = (json.loads((folder / "summary.json").read_text()) for folder in (once, several))
+    assert "realtime" not in plain
+    assert both["realtime"] == pytest.approx(plain["test"], rel=1e-5)
+    latents = [load_file(folder / "answers.safetensors")["latent"] for folder in (once, several)]
+    assert (latents[0] - latents[1]).abs().max() > 1e-2 * latents[0].abs().max()  # those are means over the views
+    top1 = plain["test"]["top1"]
+    report = (several / "report.html").read_text()
+    assert "real time" in report
+    assert f'<td class="number">{percent(top1)}</td>' in report
+    assert "real time" not in (once / "report.html").read_text()
+    card = (several / "student" / "README.md").read_text()
+    assert f"in real time, by one look at each clip | {top1:.1%} |" in card
+    assert measure_runs.trained(several, ["whole"]).test_top1 == both["realtime"]["top1"]
 
 
 def test_workers_do_not_change_the_curve(tmp_path: Path) -> None:

@@ -89,6 +89,14 @@ class ClipSet:
         decoded = DecodedFrames(self.manifest, self.options.views, self.spec, self.options.decoder)
         return replace(self, frames=decoded)
 
+    def seen_once(self) -> ClipSet:
+        """The same clips for evaluation by one look at each, as they are seen live."""
+        options = replace(self.options, views=views.plain(self.options.views))
+        if not isinstance(self.frames, DecodedFrames):
+            return replace(self, options=options)
+        decoded = DecodedFrames(self.manifest, options.views, self.spec, options.decoder)
+        return replace(self, options=options, frames=decoded)
+
     def uncoloured(self) -> ClipSet:
         """The same clips, with changes of colour left to the device that trains; stored frames have theirs already."""
         if not isinstance(self.frames, DecodedFrames):

@@ -120,6 +120,11 @@ def test_views(options: ViewOptions) -> list[int]:
     return [0] if count == 1 else [-1 - i for i in range(count)]
 
 
+def plain(options: ViewOptions) -> ViewOptions:
+    """One look at each clip, as it is seen live."""
+    return replace(options, test_clips=1, test_crops=1)
+
+
 def check(options: ViewOptions) -> None:
     for name, value in (("span", options.span), ("area", options.area)):
         if not 0 < value <= 1:

@@ -15,6 +15,7 @@ from distill.deploy.forms import TORCH, load_form
 from distill.deploy.measure_race import Asked
 from distill.deploy.measure_request import Request
 from distill.deploy.measure_subjects import Subject, Trained
+from distill.evaluate import REALTIME
 from distill.hub import WEIGHTS
 from distill.measure import recognition_parameters
 
@@ -49,11 +50,13 @@ def trained(run: Path, forms: Sequence[str]) -> Trained:
 
 
 def _tested(run: Path) -> tuple[float | None, int]:
-    """Top-1 on the test clips as the training's end found it, and how many views of each it was shown; a student that
-    came without its run has none."""
+    """Top-1 on the test clips as the training's end found it, by one look if it took one, and how many views of each it
+    was shown; a student that came without its run has none."""
     summary, recipe = run / "summary.json", run / "recipe.yaml"
     if not summary.is_file() or not recipe.is_file():
         return None, 1
+    found = json.loads(summary.read_text(encoding="utf-8"))
+    if REALTIME in found:
+        return found[REALTIME].get("top1"), 1
     views = OmegaConf.select(OmegaConf.load(recipe), "clips.views") or {}
-    top1 = json.loads(summary.read_text(encoding="utf-8")).get("test", {}).get("top1")
-    return top1, int(views.get("test_clips", 1)) * int(views.get("test_crops", 1))
+    return found.get("test", {}).get("top1"), int(views.get("test_clips", 1)) * int(views.get("test_crops", 1))

@@ -15,13 +15,13 @@ import numpy as np
 
 from distill.clips.batches import evaluation_batches
 from distill.clips.clipset import ClipSet, open_clips, open_manifest
+from distill.deploy.card import SECONDS
 from distill.errors import UserError
 from distill.outputs import ClipSpec
 from distill.randomness import generator
 from distill.recipe import Recipe
 
 TOGETHER = 8  # clips that are decoded at a time
-SECONDS = 2.0  # that a clip spans, where nothing is known of the files
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class RealClips:
 
 def plain_clips(recipe: Recipe, spec: ClipSpec) -> ClipSet:
     """The recipe's clips from its files, one view of each, at the student's own size: the real-time protocol."""
-    views = replace(recipe.clips.views, test_clips=1, test_crops=1)
-    options = replace(recipe.clips, views=views, labelled=1.0)
-    return open_clips(open_manifest(options, Path(recipe.cache.folder), recipe.seed), options, spec, None)
+    options = replace(recipe.clips, labelled=1.0)
+    manifest = open_manifest(options, Path(recipe.cache.folder), recipe.seed)
+    return open_clips(manifest, options, spec, None).seen_once()
 
 
 def take(clips: ClipSet, split: str, count: int, seed: int, purpose: str) -> RealClips:
