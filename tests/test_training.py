@@ -135,7 +135,7 @@ def test_a_test_of_several_views_tells_what_one_look_says_too(stored: bool, tmp_
     assert "realtime" not in plain
     assert both["realtime"] == pytest.approx(plain["test"], rel=1e-5)
     latents = [load_file(folder / "answers.safetensors")["latent"] for folder in (once, several)]
-    assert (latents[0] - latents[1]).abs().max() > 1e-2 * latents[0].abs().max()  # those are means over the views
+    assert (latents[0] - latents[1]).abs().max() > 1e-3 * latents[0].abs().max()  # those are means over the views
     top1 = plain["test"]["top1"]
     report = (several / "report.html").read_text()
     assert "real time" in report

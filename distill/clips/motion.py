@@ -20,6 +20,7 @@ from scipy.ndimage import map_coordinates, zoom
 from sklearn.datasets import load_digits
 
 from distill.clips.manifest import SPLITS
+from distill.clips.video import SAME
 from distill.errors import UserError
 from distill.files import publish
 from distill.randomness import generator, number
@@ -44,7 +45,7 @@ CLASSES = (*LINES, *ORBITS, "zigzag", "still")
 DEFAULT_CLASSES = tuple(name for name in CLASSES if name not in ("down_left", "up_right", "zigzag", "still"))
 
 FPS = 10
-RENDERER = 1  # raise when the drawing changes: the rendered files are kept under a name that contains it
+RENDERER = 2  # raise when the drawing changes: the rendered files are kept under a name that contains it
 
 
 @dataclass
@@ -181,8 +182,7 @@ def _background(drawing: Drawing, rng: np.random.Generator, rows: np.ndarray, co
 def encode(frames: np.ndarray, path: Path) -> None:
     """Write frames [n,H,W,3] as an H.264 .mp4."""
     with av.open(str(path), "w", format="mp4") as container:
-        # One thread, so that the same frames always give the same bytes.
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream("libx264", rate=FPS, options=SAME | {"crf": "20", "preset": "veryfast"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for picture in frames:

@@ -24,7 +24,7 @@ from distill.clips.index import Index
 from distill.clips.looking import look
 from distill.clips.manifest import Clip, Manifest
 from distill.clips.pictures import PACKED, pack
-from distill.clips.video import BrokenFileError
+from distill.clips.video import SAME, BrokenFileError
 from distill.errors import UserError
 from distill.files import publish
 from distill.randomness import number
@@ -126,7 +126,7 @@ def _encode(clip: Clip, path: Path, short_side: int) -> None:
     assert clip.facts is not None
     frames = _shrunk(clip, short_side)
     rate = Fraction(min(240.0, max(1.0, clip.facts.fps or 25))).limit_denominator(1001)
-    options = {"crf": QUALITY, "tune": "fastdecode", "g": str(KEYFRAMES), "bf": "0", "threads": "1"}
+    options = SAME | {"crf": QUALITY, "tune": "fastdecode", "g": str(KEYFRAMES), "bf": "0"}
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
