@@ -71,7 +71,8 @@ class CpuSyncBatchNorm(nn.Module):
                 )
             )
             return still
-        given, values = values.dtype, values.float()  # sums over many values have no place in half precision
+        given = values.dtype
+        values = values.to(torch.promote_types(given, torch.float32))  # no sums over many values in half precision
         axes = [0, *range(2, values.dim())]
         count = _total(values.new_tensor(float(values.numel() // values.shape[1])))
         mean = _total(values.sum(axes)) / count
