@@ -4,7 +4,8 @@
     python -m tools.bench_export speed --out runs/bench_speed
 
 `agreement` trains a small student of every family on embedded clips (TSN, whose frames do not know each other, learns
-digits instead of motions), exports each in INT8 and compares it with itself on all test clips.
+digits instead of motions, and the other picture networks begin with its weights), exports each in INT8 and compares it
+with itself on all test clips.
 `speed` exports students of the sizes that people run, with weights of a few steps, and measures them.
 """
 
@@ -44,7 +45,7 @@ MOBILE = {"backbone": "timm/mobilenetv2_050", **CLIP}
 CALM = {"train": 400, "test": 150, "texture": 0.1, "drift": 0.0, "noise": 0.01}
 FOUR = {**CALM, "classes": ["right", "left", "down", "up"]}
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # clips, and the student that learns them
-    "tsn": ({**CALM, "label": "digit"}, {"name": "tsn", **MOBILE, "dropout": 0.1}),  # no frame of it shows motion
+    "tsn": ({**CALM, "label": "digit"}, {"name": "tsn", **MOBILE, "frames": 4, "dropout": 0.1}),
     "tsm": (FOUR, {"name": "tsn", **MOBILE, "dropout": 0.1, "shift": "bidirectional"}),
     "tsm_online": (FOUR, {"name": "tsn", **MOBILE, "dropout": 0.1, "shift": "online"}),
     "lightweight": ({**CALM, "classes": ["grow", "shrink", "still"]}, {"name": "lightweight", **MOBILE}),
@@ -66,6 +67,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # clips, and the
     ),
     "video3d": ({}, {"name": "video3d", "model": "x3d_xs", **CLIP}),
 }
+FIRST = {"tsm": "tsn", "tsm_online": "tsn", "lightweight": "tsn"}  # whose weights a family begins with
 STREAMS = ("tsn", "tsm_online", "lightweight")  # families that go frame by frame
 WHOLE: dict[str, tuple[dict[str, Any], list[str]]] = {  # students of full size, and the forms that are measured
     "tsn_mnasnet": ({"name": "tsn", "backbone": "mnasnet1_0", "frames": 8, "size": 224}, ["whole", "stream"]),
@@ -87,13 +89,14 @@ def recipe_of(name: str, student: Mapping[str, Any], out: Path, more: Mapping[st
 
 
 def trained(out: Path, names: Sequence[str], steps: int) -> list[Path]:
-    """Runs of these families; what is finished stays."""
-    runs = []
-    for name in names:
+    """Runs of these families, each after the one that it begins with; what is finished stays."""
+    runs: dict[str, Path] = {}
+    for name in dict.fromkeys(each for asked in names for each in (FIRST.get(asked, asked), asked)):
         source, student = FAMILIES[name]
         more = {
             "cache": {"folder": str(out / "cache"), "frames": True},
             "clips": {"source": {"name": "motion", **source}},
+            "init": str(runs[FIRST[name]]) if name in FIRST else "",
             "objective": {"cross_entropy": {"weight": 1}},
             "optim": {"lr": 2e-3},
             "train": {"steps": steps, "batch": 32, "log_every": 100},
@@ -101,8 +104,8 @@ def trained(out: Path, names: Sequence[str], steps: int) -> list[Path]:
         recipe = recipe_of(name, student, out, more)
         cache(recipe)
         train(recipe)
-        runs.append(Path(recipe.out))
-    return runs
+        runs[name] = Path(recipe.out)
+    return [runs[name] for name in names]
 
 
 def agreement(out: Path, names: Sequence[str], steps: int) -> None:

@@ -4,7 +4,8 @@
 
 For each seed the quickstart's teacher and its distilled student; then `distill prune`, in even rounds, twice: with the
 run's own objective, and with labels alone (batches of labelled clips, cross-entropy, as the quickstart has it). Every
-round is a point of the curve. Times are taken in the end, of all students in turn.
+round is a point of the curve. Each student is exported to LiteRT in INT8 as well. Times are taken in the end, of all
+students in turn: in torch, and of the exported files.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
 from distill.command import guarded
+from distill.deploy import export_request, measure_request
+from distill.deploy.card import EXPORTS, SUFFIXES, read_export
+from distill.deploy.exporting import export
+from distill.deploy.measuring import measure
 from distill.deploy.prune_request import read
 from distill.deploy.pruning import prune, weigh
 from distill.errors import UserError
@@ -27,17 +32,31 @@ from distill.run_log import Talk
 from distill.teaching.caching import cache
 from distill.training import train
 
-Clock = Callable[[Mapping[str, Path]], Mapping[str, float]]  # run folders by name -> milliseconds per clip
 ALONE = ["objective.kl.weight=0", "objective.reconstruction.weight=0", "clips.unlabelled=false"]
 WAYS: dict[str, list[str]] = {"with teacher": [], "labels alone": ALONE}
 WHOLE = "whole"
+
+
+EXPORTED = Path(EXPORTS, f"whole-int8{SUFFIXES['litert']}")  # in a run
 
 
 def torch_milliseconds(runs: Mapping[str, Path]) -> dict[str, float]:
     return {name: figures["milliseconds"] for name, figures in weigh(runs).items()}
 
 
-CLOCKS: dict[str, Clock] = {"torch": torch_milliseconds}  # what tells how long a clip takes, each over all runs in turn
+def exported_milliseconds(runs: Mapping[str, Path], out: Path) -> dict[str, float]:
+    files = {str(run / EXPORTED): name for name, run in runs.items()}
+    measure(measure_request.read([f"files={','.join(files)}", f"out={out}", "threads=1"]))
+    rows = json.loads((out / "measure.json").read_text())["rows"]
+    return {files[row["path"]]: row["median_ms"] for row in rows}
+
+
+def export_int8(run: Path) -> float:
+    """Top-1 of the exported student on all test clips."""
+    if not (run / EXPORTED).exists():
+        asked = [f"run={run}", "to=litert", "precision=int8", "split=test", "clips=0", "agreement=0"]
+        export(export_request.read(asked))
+    return read_export(run / EXPORTED).verified["top1"]
 
 
 def students(out: Path, seed: int, asked: Sequence[str], changes: Sequence[str]) -> dict[str, Path]:
@@ -62,27 +81,22 @@ def scores(runs: Mapping[str, Path]) -> dict[str, float]:
     return {name: json.loads((run / "summary.json").read_text())["test"]["top1"] for name, run in runs.items()}
 
 
-def bench(
-    folder: Path,
-    seeds: Sequence[int],
-    asked: Sequence[str],
-    changes: Sequence[str],
-    clocks: Mapping[str, Clock] = CLOCKS,
-) -> None:
+def bench(folder: Path, seeds: Sequence[int], asked: Sequence[str], changes: Sequence[str]) -> None:
     talk = Talk()
     runs = {seed: students(folder / f"seed{seed}", seed, asked, changes) for seed in seeds}
     top1 = {seed: scores(found) for seed, found in runs.items()}
+    small = {seed: {name: export_int8(run) for name, run in found.items()} for seed, found in runs.items()}
     every = {f"{seed} {name}": run for seed, found in runs.items() for name, run in found.items()}
-    times = {name: clock(every) for name, clock in clocks.items()}
+    times = {"torch": torch_milliseconds(every), "LiteRT INT8": exported_milliseconds(every, folder)}
     rows = []
     for name in next(iter(runs.values())):
         milliseconds = [mean(found[f"{seed} {name}"] for seed in seeds) for found in times.values()]
-        shares = [top1[seed][name] for seed in seeds]
-        told = [f"{value:.2f}" for value in milliseconds] + [f"{100 * value:.1f}" for value in [*shares, mean(shares)]]
-        rows.append((name, *told))
-    head = ("channels gone", *(f"{name} ms" for name in times), *(f"seed {seed}" for seed in seeds), "mean")
-    talk.table("top-1 on the test split, %, and milliseconds per clip", head, rows)
-    publish_text(folder / "bench.json", json.dumps({"top1": top1, "milliseconds": times}, indent=1))
+        shares, exported = ([found[seed][name] for seed in seeds] for found in (top1, small))
+        percents = [100 * value for value in (*shares, mean(shares), mean(exported))]
+        rows.append((name, *(f"{value:.2f}" for value in milliseconds), *(f"{value:.1f}" for value in percents)))
+    columns = (*(f"{name} ms" for name in times), *(f"seed {seed}" for seed in seeds), "mean", "mean, INT8")
+    talk.table("top-1 on the test split, %, and milliseconds per clip", ("channels gone", *columns), rows)
+    publish_text(folder / "bench.json", json.dumps({"top1": top1, "int8_top1": small, "milliseconds": times}, indent=1))
 
 
 def main() -> int:
