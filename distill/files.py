@@ -6,7 +6,9 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # What exFAT, SMB, FUSE and the like say of links, or of flushing a folder.
@@ -33,11 +35,35 @@ def publish(path: Path, write: Callable[[Path], object], once: bool = False) -> 
     except OSError as error:  # what write() complains of, a full disk for one, comes without the name of the file
         if once and path.exists():
             return False  # somebody tidied up after the one who was first
-        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from error
+        raise named(error, path) from error
     finally:
         part.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The same, with the name of the file that it is about."""
+    return error if error.filename else OSError(error.errno, error.strerror, str(path))
+
+
+@contextmanager
+def called(path: Path) -> Iterator[None]:
+    """What goes wrong in here is about this file."""
+    try:
+        yield
+    except OSError as error:
+        raise named(error, path) from error
+
+
+def make_folder(folder: Path) -> None:
+    """For what a long job will leave there: that it cannot be written to shows before."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; choose another out=", str(folder)) from error
 
 
 def _name_once(part: Path, path: Path) -> None:

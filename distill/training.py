@@ -125,6 +125,7 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
     seconds = round(time.monotonic() - started, 1)
     summary: dict[str, Any] = {"steps": loop.done, "seconds": seconds, "test": evaluate(answers)}
     summary |= {REALTIME: evaluate(once)} if several else {}
+    summary |= {"clip_seconds": round(clips.seconds, 6)} if clips.seconds else {}
     if keeper.at:
         summary["best"] = {"step": keeper.at, recipe.train.best: keeper.top}
     summary |= {name: ids for name, ids in (("replaced", replaced), ("unreadable", failed)) if ids}

@@ -154,6 +154,34 @@ def test_a_port_that_was_edited(port: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"frames": 0},
+        {"frames": 9},
+        {"frames": True},
+        {"size": -8},
+        {"seconds": 0},
+        {"seconds": float("nan")},
+        {"seconds": float("inf")},
+        {"classes": []},
+        {"classes": ["left"]},
+        {"classes": ["left", 7]},
+        {"form": "stream"},
+        {"inputs": [replace(CLIP, shape=(-1, 4, 8, 8, 3))]},
+        {"inputs": [replace(CLIP, shape=(1, 8, 8, 3))]},
+        {"outputs": [replace(LOGITS, shape=(1, 3))]},
+        {"outputs": [replace(LOGITS, scale=float("nan"))]},
+        {"verified": {"top1": "all"}},
+        {"verified": {"top1": float("nan")}},
+    ],
+)
+def test_a_card_that_contradicts_itself(change: dict[str, Any], tmp_path: Path) -> None:
+    file = an_export(tmp_path)
+    write_card(file, replace(read_export(file), **change))
+    refused(file, "does not describe an exported student")
+
+
+@pytest.mark.parametrize(
     "change", [{"form": "song"}, {"format": "torch"}, {"precision": "int4"}, {"form": "stream", "outputs": []}]
 )
 def test_a_form_that_is_unknown(change: dict[str, Any], tmp_path: Path) -> None:

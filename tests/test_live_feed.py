@@ -249,7 +249,10 @@ def test_a_recording_on_the_network_ends(tmp_path: Path) -> None:
 
 def test_nobody_learns_a_camera_s_password() -> None:
     assert safe("rtsp://me:p:w@cam:554/a@b") == "rtsp://***@cam:554/a@b"
-    assert safe("http://cam/a@b") == "http://cam/a@b"
+    assert safe("rtsp://me:p@w@cam:554/1") == "rtsp://***@cam:554/1"
+    assert safe("rtsp://me:p/w@cam:554/1") == "rtsp://***@cam:554/1"
+    for plain in ("http://cam/a@b", "http://cam:80/a@b"):
+        assert safe(plain) == plain
     assert Link("rtsp://me:secret@cam/1", 1.0).name == "rtsp://***@cam/1"
     with pytest.raises(UserError, match=r"source=gopher://\*\*\*@x: there is no way to open gopher://; known: rtsp,"):
         Link("gopher://me:secret@x", 1.0)

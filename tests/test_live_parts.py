@@ -12,9 +12,12 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill import plugins
+from distill.checkpoint import build_student
 from distill.clips import sampling
 from distill.errors import UserError
 from distill.live import panel, window
@@ -22,9 +25,9 @@ from distill.live.asking import Prediction, Smoothing, softmax
 from distill.live.buffer import Buffer
 from distill.live.feed import Frame, pause
 from distill.live.meter import Meter
-from distill.live.panel import Panel, enlarged
-from distill.live.recording import Recording
-from distill.live.sight import MOST, ClipSight, FrameSight, chosen
+from distill.live.panel import LARGEST, Panel, enlarged
+from distill.live.recording import Lines, Recording, Records
+from distill.live.sight import MOST, SETTLED, ClipSight, FrameSight, chosen
 from distill.live.webcam import Webcam
 
 RATES = (5.0, 10.0, 12.5, 24.0, 25.0, 30000 / 1001, 30.0, 50.0)
@@ -114,6 +117,35 @@ def test_a_stream_keeps_its_rate_and_makes_up_for_nothing_twice(gaps: list[float
         assert times <= 1
         assert shown <= math.ceil((seconds + 0.01) / 0.25)
         seconds += gap
+
+
+@pytest.mark.parametrize("lasts", [1.0, 36000.0, 1e300])
+def test_a_frame_that_lasts_is_not_shown_for_ever(lasts: float) -> None:
+    sight = FrameSight(4, 8, 1.0)
+    frame = Frame(np.zeros((8, 8, 3), np.uint8), 0, 0.0, lasts, 1, "", 0.0)
+    assert len(sight.see(frame, False)) == min(4 * lasts, SETTLED * 4)
+
+
+def test_to_a_stream_a_frame_that_was_seen_so_often_is_nothing_new() -> None:
+    torch.manual_seed(0)
+    options = {"backbone": "mnasnet0_5", "frames": 4, "size": 32, "shift": "online"}
+    student: Any = build_student(plugins.schema("student", "tsn")(**options), 3).eval()
+    frame, state, said = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), student.initial_state(1), []
+    with torch.no_grad():
+        for _ in range(2 * SETTLED * 4):
+            answer, state = student.step(frame, state)
+            said.append(answer.logits)
+    assert torch.equal(said[SETTLED * 4 - 1], said[-1])
+
+
+def test_a_stream_of_a_moment_is_asked_about_at_its_end() -> None:
+    sight = FrameSight(4, 8, 10.0)
+    assert [question for frame in frames(3, 10.0) for question in sight.see(frame, False)] == []
+    (question,) = sight.rest()
+    assert question.frame.number == 2
+    sight = FrameSight(4, 8, 0.4)
+    assert [question for frame in frames(3, 10.0) for question in sight.see(frame, False)]
+    assert sight.rest() == []
 
 
 def test_a_clip_model_is_asked_every_so_often_about_the_latest_seconds() -> None:
@@ -237,6 +269,45 @@ def test_a_recording_keeps_times_and_takes_pictures_of_other_sizes(tmp_path: Pat
         found = list(container.decode(video=0))
     assert [(frame.width, frame.height) for frame in found] == [(64, 64)] * 5
     assert [frame.time for frame in found] == pytest.approx(times, abs=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 17000), (2, 400), (400, 2), (1, 1), (9000, 9000)])
+def test_pictures_of_every_size_can_be_recorded(height: int, width: int, tmp_path: Path) -> None:
+    picture = enlarged(np.full((height, width, 3), 90, np.uint8))
+    assert max(picture.shape) <= LARGEST
+    shown = Panel().on(picture, [("left", 0.7), ("right", 0.3)], "25 frames/s")
+    recording = Recording(tmp_path)
+    recording.add(shown, 0.0)
+    recording.close()
+    with av.open(str(tmp_path / "live.mp4")) as container:
+        (frame,) = container.decode(video=0)
+        assert (frame.height, frame.width) == picture.shape[:2]
+
+
+def test_what_h264_cannot_hold_is_one_line(tmp_path: Path) -> None:
+    recording = Recording(tmp_path)
+    with pytest.raises(UserError, match=r"live\.mp4: H\.264 cannot be made of pictures of 20000 x 2 pixels"):
+        recording.add(np.zeros((2, 20000, 3), np.uint8), 0.0)
+    recording.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_full_disk_is_named_and_the_video_is_finished(tmp_path: Path) -> None:
+    records = Records(str(tmp_path / "out"), ["left"], 1)
+    prediction = Prediction(np.ones(1), 0, 0.0, 1, "", 1.0, 1.0)
+
+    def fill() -> None:
+        with records:
+            records.begin()
+            assert isinstance(records.lines, Lines)
+            records.picture(np.zeros((64, 64, 3), np.uint8), 0.0)
+            records.lines.stream = Path("/dev/full").open("w")  # noqa: SIM115 (closed by the records)
+            records.prediction(prediction, 0)
+
+    with pytest.raises(OSError, match="No space left") as found:
+        fill()
+    assert found.value.filename == str(tmp_path / "out" / "predictions.jsonl")
+    assert (tmp_path / "out" / "live.mp4").exists()
 
 
 def test_a_recording_of_nothing_is_no_file(tmp_path: Path) -> None:

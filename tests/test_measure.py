@@ -16,11 +16,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from distill import command
 from distill.deploy import measure_race
 from distill.deploy.card import ExportCard, Port, read_export, sealed, write_card
-from distill.deploy.forms import TorchSession, load_form, make_card
+from distill.deploy.forms import TorchSession, load_form, make_card, open_run
 from distill.deploy.measure_race import Asked, LostError, Worker, race
 from distill.deploy.measure_request import Options, read
 from distill.deploy.measure_torch import Elsewhere
@@ -314,6 +315,37 @@ def test_a_card_names_the_run_that_a_file_came_from(run: Path, file: Path, tmp_p
     assert command.run("measure", given) == 0
     compared = {Path(row["path"]).name: bool(row["faster"]) for row in measured(tmp_path)["rows"] if not row["how"]}
     assert compared == {"whole-fp32.onnx": True, "strange.onnx": False, "moved.onnx": True}
+
+
+def test_a_file_of_the_student_that_was_there_before(run: Path, tmp_path: Path) -> None:
+    """It is no file of the student that is there now."""
+    shutil.copytree(run, tmp_path / "run")
+    weights = tmp_path / "run" / "student" / "model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(weights).items()}, weights)
+    assert command.run("measure", [f"run={tmp_path / 'run'}", "threads=1", *QUICK]) == 0
+    rows = {row["kind"]: row for row in measured(tmp_path / "run")["rows"]}
+    assert "is of another student than" in rows["whole-fp32.onnx"]["failed"]
+    assert rows["torch eager"]["accuracy"]["of"] == "test"
+
+
+def test_when_nothing_can_be_measured(file: Path, tmp_path: Path, capsys: Capture) -> None:
+    bad = tmp_path / "whole-fp32.onnx"
+    bad.write_bytes(b"this is no network")
+    write_card(bad, replace(read_export(file), **sealed([bad])))
+    assert command.run("measure", [f"files={bad}", f"out={tmp_path}", "threads=1", *QUICK]) == 2
+    assert f"error: nothing could be measured: {bad} cannot be opened" in capsys.readouterr().err
+    assert measured(tmp_path)["warnings"] == []
+
+
+def test_where_no_figures_can_go(file: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "out").write_text("a file")
+    assert command.run("measure", [f"files={file}", f"out={tmp_path / 'out'}", *QUICK]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'out'}: File exists; choose another out=\n"
+
+
+def test_a_run_knows_how_much_of_time_its_clips_span(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert open_run(run, "whole").card.seconds == summary["clip_seconds"] == pytest.approx(1.2)
 
 
 @pytest.mark.parametrize("form", ["whole", "stream"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from distill import plugins
@@ -113,6 +114,17 @@ class ClipSet:
             for i, clip in enumerate(self.manifest.clips)
         ]
         return replace(self, manifest=self.manifest.with_clips(clips))
+
+    @property
+    def seconds(self) -> float | None:
+        """Of video that a clip's frames are spread over, as training sees it; None where nothing tells."""
+        clips = ((clip, clip.facts) for clip in self.manifest.clips if not clip.broken)
+        known = [(clip, facts.fps) for clip, facts in clips if facts and facts.fps]
+        if not known:
+            return None
+        if self.options.views.sampler == "dense":
+            return self.spec.frames * self.options.views.stride / median(fps for _, fps in known)
+        return median(len(clip.span) / fps for clip, fps in known)
 
     @property
     def workers(self) -> int:

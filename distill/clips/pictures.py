@@ -37,10 +37,11 @@ def listed(folder: str | Path) -> list[str]:
 
 def each_picture(path: str | Path) -> Iterator[np.ndarray]:
     """Every frame of a folder of pictures or a packed file, one at a time."""
-    folder = Path(path).is_dir()
-    count = len(listed(path)) if folder else packed_frames(path)
-    for number in range(count):
-        yield from (read_folder if folder else read_packed)(path, [number]).values()
+    if Path(path).is_dir():
+        yield from (_decode(Path(path, name)) for name in listed(path))
+    else:
+        for number in range(packed_frames(path)):
+            yield from read_packed(path, [number]).values()
 
 
 def _digits(name: str) -> list[str]:

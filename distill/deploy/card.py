@@ -6,6 +6,7 @@ This file, sessions.py and recogniser.py are all that a box in the field needs b
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -119,13 +120,38 @@ def _card(found: Mapping[str, Any]) -> ExportCard:
     if not known or not card.inputs or len(card.outputs) != (len(card.inputs) if card.form == "stream" else 1):
         raise ValueError("its form, format, precision or ports are unknown here")
     for name, kind in KINDS.items():
-        if not isinstance(getattr(card, name), kind):
-            raise ValueError(f"{name} is {getattr(card, name)!r}")
+        if not isinstance(value := getattr(card, name), kind) or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}")
+    _check_numbers(card)
+    _check_shapes(card)
     return card
+
+
+def _check_numbers(card: ExportCard) -> None:
+    if min(card.frames, card.size) < 1 or not 0 < card.seconds < math.inf:
+        raise ValueError(f"{card.frames} frames of {card.size} pixels in {card.seconds} seconds are no clip")
+    for name, value in card.verified.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"verified.{name} is {value!r}")
+
+
+def _check_shapes(card: ExportCard) -> None:
+    """What goes in and comes out is what the rest of the card speaks of."""
+    picture, answers = (card.size, card.size, 3), len(card.classes)
+    wanted = (1, *picture) if card.form == "stream" else (1, card.frames, *picture)
+    if card.inputs[0].shape != wanted:
+        raise ValueError(f"{card.inputs[0].name} is {card.inputs[0].shape}, not {wanted}")
+    if not answers or not all(isinstance(name, str) for name in card.classes):
+        raise ValueError("classes are not names")
+    given = card.outputs[0].shape
+    if given != (1, answers) and (card.form != "encoder" or len(given) != 2):
+        raise ValueError(f"{card.outputs[0].name} is {given}, which does not fit {answers} classes")
 
 
 def _port(found: Mapping[str, Any]) -> Port:
     port = Port(**{**found, "shape": tuple(map(int, found["shape"]))})
     if port.dtype not in DTYPES:
         raise ValueError(f"a port of {port.dtype!r} is unknown here")
+    if min(port.shape, default=1) < 1 or not 0 <= port.scale < math.inf:
+        raise ValueError(f"a port of {port.shape} in steps of {port.scale} cannot be")
     return Port(str(port.name), port.shape, port.dtype, float(port.scale), int(port.zero))

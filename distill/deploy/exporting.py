@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from distill.checkpoint import fingerprint_student, student_folder
+from distill.checkpoint import student_folder
 from distill.clips.clipset import ClipSet
-from distill.deploy.card import SUFFIXES, ExportCard, card_path, files_of, sealed, write_card
+from distill.deploy.card import SECONDS, SUFFIXES, ExportCard, card_path, files_of, sealed, write_card
 from distill.deploy.conversion import Conversion, converter
 from distill.deploy.export_request import Options, Request
 from distill.deploy.forms import Form, TorchSession, make_card, make_form
 from distill.deploy.quiet import quiet
-from distill.deploy.real_clips import RealClips, plain_clips, seconds_of, take
+from distill.deploy.real_clips import RealClips, plain_clips, take
 from distill.deploy.recogniser import Recogniser
 from distill.deploy.sessions import first_line, open_session
 from distill.deploy.verify import Reference, ask_student, compare, complaint
 from distill.errors import UserError
-from distill.files import publish
+from distill.files import make_folder, publish
 from distill.hub import DistilledStudent
 from distill.run_log import Talk, percent
 
@@ -56,7 +56,11 @@ def export(request: Request) -> dict[str, Any]:
             converter(name)  # what is not installed is missed now
     refused, rows, shown = [], [], Shown(request, DistilledStudent.from_pretrained(student_folder(request.run)))
     for form in options.form:
-        source = _open(shown, form)
+        try:
+            source = _open(shown, form)
+        except UserError as error:  # other forms may do
+            refused.append(str(error))
+            continue
         for name in options.to:
             for precision in options.precision:
                 clips = len(source.reference.clips)
@@ -72,7 +76,7 @@ def export(request: Request) -> dict[str, Any]:
     if rows:
         talk.table(request.out, ("", "MB", "agreement", "top-1", "student", "largest error", "seconds"), rows)
     if refused:
-        raise UserError("; ".join(refused))
+        raise UserError("; ".join(dict.fromkeys(refused)))
     return {}
 
 
@@ -116,10 +120,10 @@ class Shown:
 def _open(shown: Shown, name: str) -> Source:
     run, loaded = shown.request.run, shown.loaded
     form = make_form(name, loaded.student)
-    card = make_card(run, name, form, loaded, seconds_of(shown.clips))
+    card = make_card(run, name, form, loaded, shown.clips.seconds or SECONDS)
     reference = ask_student(loaded.student, shown.compared, name)
     samples = _samples(form, card, shown.calibration) if "int8" in shown.request.options.precision else []
-    origin = {**card.origin, "student": fingerprint_student(run), "distill": version("distill")}
+    origin = {**card.origin, "distill": version("distill")}
     return Source(form, replace(card, origin=origin), samples, reference)
 
 
@@ -141,7 +145,7 @@ def _samples(form: Form, card: ExportCard, clips: RealClips) -> list[list[np.nda
 def _make(source: Source, name: str, precision: str, folder: Path, options: Options) -> tuple[ExportCard, str]:
     """The file in its place, if it is good enough; what is known of it, and why it is not there."""
     file = folder / f"{source.card.form}-{precision}{SUFFIXES[name]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
         part = Path(scratch, file.name)
         card = _convert(source, name, precision, part)

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.checkpoint import student_folder
+from distill.checkpoint import fingerprint_student, student_folder
 from distill.deploy.card import SECONDS, ExportCard, Port
 from distill.deploy.recogniser import Recogniser
 from distill.errors import UserError
 from distill.hub import DistilledStudent
+from distill.model_card import part
 from distill.outputs import Student
 
 TORCH = "torch"  # the format of a student that was not exported
@@ -126,7 +127,7 @@ def make_card(run: Path, name: str, form: Form, loaded: DistilledStudent, second
         seconds=seconds,
         inputs=ports(form.inputs, given),
         outputs=ports(form.outputs, answers),
-        origin={"run": str(run)},
+        origin={"run": str(run), "student": fingerprint_student(run)},
     )
 
 
@@ -152,4 +153,5 @@ def open_run(run: Path, name: str, threads: int = 1) -> Recogniser:
     """A run's student in torch, asked as exported files are."""
     torch.set_num_threads(threads)
     form, loaded = load_form(run, name)
-    return Recogniser(make_card(run, name, form, loaded, SECONDS), TorchSession(form))
+    seconds = part(loaded.facts, "summary").get("clip_seconds", SECONDS)
+    return Recogniser(make_card(run, name, form, loaded, seconds), TorchSession(form))

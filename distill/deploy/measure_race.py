@@ -159,6 +159,8 @@ def _start(record: Record, options: Options) -> Worker:
 
 
 def _rounds(running: Sequence[tuple[Record, Worker]], options: Options, talk: Talk) -> Surroundings:
+    if not running:
+        return Surroundings(0.0, [], None)
     meter, load, idle = Meter(), list[float](), list[float]()
     others = Others(worker.process.pid for _, worker in running)
     with talk.track("measure", options.rounds) as track:

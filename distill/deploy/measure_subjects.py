@@ -47,15 +47,15 @@ def subjects(request: Request) -> list[Subject]:
     for run in request.runs:
         from distill.deploy.measure_runs import in_torch  # torch, which exported files do without
 
-        files = [(file, *_card(file)) for file in exports(run)]
+        files = [(file, *_card(file, run)) for file in exports(run)]
         forms = dict.fromkeys(["whole", *(card.form for _, card, _ in files if card)])
         for form in forms:
             found += in_torch(run, form, request)
         for file, card, failed in files:
             found += _exported(file, run, card, failed, request.options.threads)
     for file in request.files:
-        card, failed = _card(file)
-        found += _exported(file, _origin(card, request.runs), card, failed, request.options.threads)
+        origin = _origin(file, request.runs)
+        found += _exported(file, origin, *_card(file, origin), request.options.threads)
     return list({(one.asked, one.run): one for one in found}.values())
 
 
@@ -65,15 +65,23 @@ def exports(run: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*") if file.suffix in SUFFIXES.values()) if folder.is_dir() else []
 
 
-def _card(file: Path) -> tuple[ExportCard | None, str]:
+def _card(file: Path, run: Path | None) -> tuple[ExportCard | None, str]:
+    """What a file's card says, or why it does not do. A run's file is of the student that the run has now."""
     try:
-        return read_export(file), ""
+        card = read_export(file)
     except UserError as error:
         return None, str(error)
+    if run:
+        from distill.checkpoint import fingerprint_student  # torch, which exported files do without
+
+        if card.origin.get("student") != fingerprint_student(run):
+            return None, f"{file} is of another student than {run} has now; export it again"
+    return card, ""
 
 
-def _origin(card: ExportCard | None, runs: Sequence[Path]) -> Path | None:
+def _origin(file: Path, runs: Sequence[Path]) -> Path | None:
     """The run among these that a file came from."""
+    card, _ = _card(file, None)
     told = card.origin.get("run") if card else None
     return next((run for run in runs if told and run.resolve() == Path(told).resolve()), None)
 

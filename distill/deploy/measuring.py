@@ -19,7 +19,8 @@ from distill.deploy.measure_rows import Row, doubts, rows
 from distill.deploy.measure_statistics import number
 from distill.deploy.measure_subjects import Subject, Trained, subjects
 from distill.deploy.sessions import NEEDED
-from distill.files import publish_text
+from distill.errors import UserError
+from distill.files import make_folder, publish_text
 from distill.run_log import Talk, percent
 from distill.surroundings import surroundings
 
@@ -40,6 +41,7 @@ def measure(request: Request) -> dict[str, Any]:
     measure.json and measure.html, with a plot of accuracy against latency.
     """
     talk, out = Talk(), Path(request.out)
+    make_folder(out)
     found = subjects(request)
     openable = [place for place, one in enumerate(found) if not one.failed]
     said, around = race([found[place].asked for place in openable], request.options, talk)
@@ -58,6 +60,8 @@ def measure(request: Request) -> dict[str, Any]:
     publish_text(out / "measure.json", json.dumps(told, indent=1) + "\n")
     _show(talk, out, told)
     talk.say(f"page: {write_page(out, told)}")
+    if all(row["failed"] for row in table):
+        raise UserError(f"nothing could be measured: {table[0]['failed']}")
     return {}
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryFile
 
 import numpy as np
 
 from distill.clips.batches import evaluation_batches
 from distill.clips.clipset import ClipSet, open_clips, open_manifest
-from distill.deploy.card import SECONDS
 from distill.errors import UserError
 from distill.outputs import ClipSpec
 from distill.randomness import generator
@@ -64,14 +62,3 @@ def _decoded(clips: ClipSet, chosen: Sequence[int]) -> Iterator[tuple[int, np.nd
         for label, failed, frames in zip(batch.label, batch.failed, batch.frames, strict=True):
             if not failed:
                 yield int(label), frames.permute(0, 2, 3, 1).numpy()
-
-
-def seconds_of(clips: ClipSet) -> float:
-    """Of video that a clip's frames are spread over, as training saw it."""
-    views = clips.options.views
-    known = [clip for clip in clips.manifest.clips if not clip.broken and clip.facts and clip.facts.fps]
-    if not known:
-        return SECONDS
-    if views.sampler == "dense":
-        return clips.spec.frames * views.stride / median(clip.facts.fps for clip in known if clip.facts)
-    return median(len(clip.span) / clip.facts.fps for clip in known if clip.facts)

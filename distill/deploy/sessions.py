@@ -32,9 +32,17 @@ def open_session(file: Path, card: ExportCard, threads: int) -> Session:
     except ImportError as error:
         raise UserError(f"{file} needs {package}, which is not installed: pip install {package}") from error
     try:
-        return OPEN[card.format](runtime, file, threads)
+        run = OPEN[card.format](runtime, file, threads)
     except Exception as error:  # each runtime has its own
         raise UserError(f"{file} cannot be opened by {package}: {first_line(error)}") from error
+
+    def ask(given: Arrays) -> list[np.ndarray]:
+        try:
+            return run(given)
+        except Exception as error:
+            raise UserError(f"{package} cannot ask {file}: {first_line(error)}") from error
+
+    return ask
 
 
 def first_line(error: Exception) -> str:

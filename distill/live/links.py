@@ -74,5 +74,5 @@ def _as_they_come(film: Film) -> Shots:
 
 
 def safe(url: str) -> str:
-    """A URL without its password."""
-    return re.sub(r"(?<=://)[^/@]*@", "***@", url)
+    """A URL without its password, even one that holds what would have to be written otherwise in a URL."""
+    return re.sub(r"(?<=://)([^/]*|[^/:@]*:(?!\d*(/|$)).*)@", "***@", url)

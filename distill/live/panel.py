@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-SMALLEST = 360  # pixels of the shorter side of what is shown
+SMALLEST, LARGEST = 360, 8192  # pixels of the shorter and of the longer side of what is shown
+STRIP = SMALLEST // 2  # of the shorter side of what would be too large otherwise
 GROUND = (16, 19, 24, 184)
 TRACK = (255, 255, 255, 26)
 FIRST, OTHERS = (76, 122, 240, 255), (126, 142, 166, 150)
@@ -23,11 +24,16 @@ Row = tuple[str, float]
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:
-    """uint8 [H,W,3] as it is shown: not too small, and of even sides, as video files want them."""
+    """uint8 [H,W,3] as it is shown: neither too small nor too large, and of even sides, as video files want them. A
+    strip gets black beside it."""
     height, width = picture.shape[:2]
-    times = math.ceil(SMALLEST / min(height, width))
-    if times > 1:
-        picture = np.asarray(Image.fromarray(picture).resize((times * width, times * height), Image.Resampling.BICUBIC))
+    times = min(max(1, math.ceil(SMALLEST / min(height, width))), LARGEST / max(height, width))
+    if times != 1:
+        size = max(1, round(times * width)), max(1, round(times * height))
+        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    lacking = [max(0, STRIP - side) for side in picture.shape[:2]]
+    if any(lacking):
+        picture = np.pad(picture, [*((part // 2, part - part // 2) for part in lacking), (0, 0)])
     return picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
 
 

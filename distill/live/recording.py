@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Self, TextIO
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from distill.errors import UserError
-from distill.files import publish
+from distill.files import called, publish
 from distill.live.asking import Prediction
 from distill.live.request import LINES, VIDEO
 
@@ -43,11 +44,15 @@ class Recording:
         self.container.mux(self.stream.encode(frame))
 
     def _open(self, width: int, height: int) -> None:
+        try:
+            self.container = av.open(str(self.part), "w", format="mp4", options=CONTAINER)
+            self.stream = self.container.add_stream("libx264", rate=30, options=CODEC)
+            self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+            self.stream.codec_context.time_base = Fraction(1, CLOCK)
+            self.stream.codec_context.open()
+        except av.ExternalError as error:
+            raise UserError(f"{self.path}: H.264 cannot be made of pictures of {width} x {height} pixels") from error
         self.size = (width, height)
-        self.container = av.open(str(self.part), "w", format="mp4", options=CONTAINER)
-        self.stream = self.container.add_stream("libx264", rate=30, options=CODEC)
-        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
-        self.stream.codec_context.time_base = Fraction(1, CLOCK)
 
     def close(self) -> None:
         if self.size is None:
@@ -78,11 +83,13 @@ class Lines:
             "inference_ms": round(prediction.inference_ms, 2),
             "dropped": dropped,
         }
-        self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.stream.flush()
+        with called(self.path):
+            self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self.stream.flush()
 
     def close(self) -> None:
-        self.stream.close()
+        with called(self.path):
+            self.stream.close()
 
 
 class Records:
@@ -97,9 +104,10 @@ class Records:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.lines and self.video:
-            self.lines.close()
-            self.video.close()
+        with ExitStack() as whatever_fails:
+            for part in (self.video, self.lines):
+                if part:
+                    whatever_fails.callback(part.close)
 
     def begin(self) -> None:
         if self.out and self.lines is None:

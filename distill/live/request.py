@@ -21,6 +21,7 @@ LEAST = {
     "most_frames": 0,
     "most_seconds": 0,
 }
+LEAST_SECONDS = 0.01  # of a clip
 VIDEO, LINES = "live.mp4", "predictions.jsonl"  # what `out` gets
 
 
@@ -85,6 +86,8 @@ def check(options: Options) -> None:
     for name, least in LEAST.items():
         if not least <= getattr(options, name) < math.inf:
             raise UserError(f"{name} is {getattr(options, name)}; it is at least {least}")
+    if 0 < options.seconds < LEAST_SECONDS:
+        raise UserError(f"seconds is {options.seconds}; it is at least {LEAST_SECONDS}, or 0: as the model says")
     for name in ("fps", "silence"):
         if not 0 < getattr(options, name) < math.inf:
             raise UserError(f"{name} is {getattr(options, name)}; it is above 0")

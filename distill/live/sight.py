@@ -15,6 +15,7 @@ from distill.clips.square import plain
 from distill.live.feed import Frame
 
 ABOUT = 1e-3  # seconds; files round the times of their frames to as much
+SETTLED = 4  # times as many frames as a clip has: to a model that saw the same one as often, it is nothing new
 MOST = 256  # frames that a clip is chosen from: memory stays small however many come
 
 
@@ -100,6 +101,7 @@ class FrameSight:
 
     def forget(self) -> None:
         self.start, self.shown = math.nan, 0  # when the stream began, and for how many parts of time the model was fed
+        self.latest: Question | None = None
 
     def see(self, frame: Frame, busy: bool) -> list[Question]:
         """The frame as often as it is to be shown now; busy or not, since what a stream misses changes its answers."""
@@ -109,10 +111,14 @@ class FrameSight:
         after = self._middles_before(frame.seconds + frame.lasts - about)
         times = max(1, after - max(before, self.shown)) if after > self.shown else 0
         self.shown = max(self.shown, after)
-        return [Question(plain(frame.picture, self.size), _lean(frame))] * times if times else []
+        if not times and self.shown:
+            return []
+        question = self.latest = Question(plain(frame.picture, self.size), _lean(frame))
+        return [question] * min(times, SETTLED * self.count)
 
     def rest(self) -> list[Question]:
-        return []
+        """At the end of a stream that was too short for a single part of time: its latest frame."""
+        return [self.latest] if self.latest and not self.shown else []
 
     def _middles_before(self, seconds: float) -> int:
         """How many middles of parts of time come before this moment."""
