@@ -3,9 +3,9 @@
     python -m tools.bench_export agreement --out runs/bench_export
     python -m tools.bench_export speed --out runs/bench_speed
 
-`agreement` trains a small student of every family on embedded clips (those whose frames do not know each other learn
-digits instead of motions; TSM and lightweight begin with TSN's weights), exports each in INT8 and compares it
-with itself on all test clips.
+`agreement` trains a small student of every family on embedded clips (TSN, whose frames do not know each other, learns
+digits instead of motions; TSM and lightweight begin with its weights; tinyact_frames learns without labels), exports
+each in INT8 and compares it with itself on all test clips.
 `speed` exports students of the sizes that people run, with weights of a few steps, and measures them.
 """
 
@@ -48,7 +48,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # clips, and the
     "tsn": ({**CALM, "label": "digit"}, {"name": "tsn", **SMALL, "frames": 4, "dropout": 0.1}),
     "tsm": (FOUR, {"name": "tsn", **SMALL, "dropout": 0.1, "shift": "bidirectional"}),
     "tsm_online": (FOUR, {"name": "tsn", **SMALL, "dropout": 0.1, "shift": "online"}),
-    "lightweight": ({**CALM, "classes": ["grow", "shrink", "still"]}, {"name": "lightweight", **SMALL}),
+    "lightweight": ({**CALM, "classes": ["grow", "shrink", "still"]}, {"name": "lightweight", "width": 96, **SMALL}),
     "tinyact": (
         {},
         {
@@ -62,15 +62,19 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # clips, and the
         },
     ),
     "tinyact_frames": (
-        {**CALM, "label": "digit"},  # its classifier adds up what frames say
-        {"name": "tinyact_frames", **CLIP, "widths": [32, 64, 128, 128], "latent": 256, "decoder": False},
+        {},
+        {"name": "tinyact_frames", **CLIP, "widths": [32, 64, 128, 128], "latent": 256},
     ),
     "video3d": (FOUR, {"name": "video3d", "model": "x3d_xs", "frames": 8, "size": 32}),
 }
 FIRST = {"tsm": "tsn", "tsm_online": "tsn", "lightweight": "tsn"}  # whose weights a family begins with
 # How many times as many steps as others: more from nothing, fewer well begun, fewest where each takes seconds.
-PACE = {"tsn": 3, "tsm": 0.25, "lightweight": 0.25, "tinyact_frames": 0.5, "video3d": 0.25}
-STREAMS = ("tsn", "tsm_online", "lightweight")  # families that go frame by frame
+PACE = {"tsn": 3, "tsm": 0.25, "lightweight": 0.25, "tinyact_frames": 0.15, "video3d": 0.25}
+UNTAUGHT = ("tinyact_frames",)  # families that learn without labels, by drawing clips again
+FORMS = {name: ["whole", "stream"] for name in ("tsn", "tsm_online", "lightweight")} | {
+    "tinyact": ["whole", "encoder"],
+    "tinyact_frames": ["encoder"],
+}
 WHOLE: dict[str, tuple[dict[str, Any], list[str]]] = {  # students of full size, and the forms that are measured
     "tsn_mnasnet": ({"name": "tsn", "backbone": "mnasnet1_0", "frames": 8, "size": 224}, ["whole", "stream"]),
     "tsm_mnasnet": (
@@ -99,7 +103,7 @@ def trained(out: Path, names: Sequence[str], steps: int) -> list[Path]:
             "cache": {"folder": str(out / "cache"), "frames": True},
             "clips": {"source": {"name": "motion", **source}},
             "init": str(runs[FIRST[name]]) if name in FIRST else "",
-            "objective": {"cross_entropy": {"weight": 1}},
+            "objective": {"reconstruction" if name in UNTAUGHT else "cross_entropy": {"weight": 1}},
             "optim": {"lr": 2e-3},
             "train": {"steps": round(PACE.get(name, 1) * steps), "batch": 32, "log_every": 100},
         }
@@ -113,7 +117,7 @@ def trained(out: Path, names: Sequence[str], steps: int) -> list[Path]:
 def agreement(out: Path, names: Sequence[str], steps: int) -> None:
     talk, rows, found = Talk(), list[list[str]](), dict[str, dict[str, float]]()
     for run in trained(out, names, steps):
-        forms = ["whole", *(["stream"] if run.name in STREAMS else []), *(["encoder"] if run.name == "tinyact" else [])]
+        forms = FORMS.get(run.name, ["whole"])
         for form in forms:
             for name in FORMATS:
                 row = found[f"{run.name} {form} {name}"] = _compared(run, form, name)
