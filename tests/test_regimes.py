@@ -140,7 +140,13 @@ def test_the_moving_average_is_kept_and_its_closed_form(tmp_path: Path) -> None:
 
 
 def test_the_best_look_is_kept_and_the_test_split_has_no_say(tmp_path: Path) -> None:
-    changes = ["train.steps=12", "train.evaluate_every=2", "optim.lr=0.3", "train.best=reconstruction"]
+    changes = [
+        "train.steps=12",
+        "train.evaluate_every=1",
+        "optim.lr=0.3",
+        "optim.schedule=constant",
+        "train.best=reconstruction",
+    ]
     folder = run(tmp_path / "run", *changes)
     seen = rows(folder, "val.reconstruction")
     best = min(seen, key=lambda step: (seen[step], step))

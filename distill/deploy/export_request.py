@@ -26,7 +26,7 @@ class Options:
     """fp32, or int8: weights and activations in 8 bits."""
     form: list[str] = field(default_factory=lambda: ["whole"])
     """whole: clip to logits; encoder: clip to latent; stream: frame and state to logits and the next state."""
-    calibration: int = 64
+    calibration: int = 256
     """Training clips whose activations set the ranges of int8."""
     split: str = "val"
     """Clips that an exported file is compared with the student on."""

@@ -97,7 +97,8 @@ class View:
 
     def straight(self, weights: Array, constant: Array) -> tuple[Array, Array]:
         """Weights [D,K] on features so seen, as weights [K,D] and constants on features as they are."""
-        coef = (weights / self.scale[:, None]).T
+        # Laid out as it will be read from a file: some processors add up in another order what lies otherwise.
+        coef = np.ascontiguousarray((weights / self.scale[:, None]).T)
         return coef, constant - coef @ self.centre
 
 
