@@ -20,7 +20,7 @@ from av.video.reformatter import VideoReformatter
 MOST_PIXELS = 1 << 26  # a damaged header may claim any size
 OPTIONS = {"protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS)}  # a playlist must not reach the network
 # For x264: the same frames give the same bytes wherever. Else it computes as each processor does it fastest, shares its
-# work out by their number, and with AVX-512 it reads memory that nobody wrote, and says something else every time.
+# work out by their number, and with AVX-512 the same process says something else from one time to the next.
 SAME = {"threads": "1", "x264-params": "cpu-independent=1"}
 
 
