@@ -119,13 +119,13 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
     replaced = sorted({clips.manifest.clips[index].id for index in gather_object(list(failures.found))})
 
     answers = collect(student, clips, held_out, recipe.train.batch, accelerator, Failures(talk.warn, WRONG))
-    several = len(test_views(recipe.clips.views)) > 1
-    once = collect(student, clips.seen_once(), held_out, recipe.train.batch, accelerator) if several else answers
     failed = [clips.manifest.clips[index].id for index in answers.index[answers.failed]]
     seconds = round(time.monotonic() - started, 1)
     summary: dict[str, Any] = {"steps": loop.done, "seconds": seconds, "test": evaluate(answers)}
-    summary |= {REALTIME: evaluate(once)} if several else {}
-    summary |= {"clip_seconds": round(clips.seconds, 6)} if clips.seconds else {}
+    if len(test_views(recipe.clips.views)) > 1:
+        summary[REALTIME] = evaluate(collect(student, clips.seen_once(), held_out, recipe.train.batch, accelerator))
+    if span := clips.seconds:
+        summary["clip_seconds"] = round(span, 6)
     if keeper.at:
         summary["best"] = {"step": keeper.at, recipe.train.best: keeper.top}
     summary |= {name: ids for name, ids in (("replaced", replaced), ("unreadable", failed)) if ids}

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill import command
+from distill.checkpoint import fingerprint_student
 from distill.deploy import measure_race
 from distill.deploy.card import ExportCard, Port, read_export, sealed, write_card
 from distill.deploy.forms import TorchSession, load_form, make_card, open_run
@@ -47,7 +48,8 @@ def run(tiny_run: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactor
     file = folder / "export" / "whole-fp32.onnx"
     file.parent.mkdir()
     torch.onnx.export(form, form.example(), str(file), dynamo=True, external_data=False, verbose=False)
-    card = replace(make_card(folder, "whole", form, loaded, 2.0), format="onnx", verified=VERIFIED)
+    made = {"run": str(folder), "student": fingerprint_student(folder)}
+    card = replace(make_card(folder, "whole", form, loaded, 2.0), format="onnx", origin=made, verified=VERIFIED)
     write_card(file, replace(card, **sealed([file])))
     return folder
 

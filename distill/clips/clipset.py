@@ -87,25 +87,21 @@ class ClipSet:
         """The same clips for evaluation; only training views and the plain one are ever stored."""
         if views.test_views(self.options.views) == [0] or isinstance(self.frames, DecodedFrames):
             return self
-        decoded = DecodedFrames(self.manifest, self.options.views, self.spec, self.options.decoder)
-        return replace(self, frames=decoded)
+        return self._decoding(self.options)
 
     def seen_once(self) -> ClipSet:
         """The same clips for evaluation by one look at each, as they are seen live."""
         options = replace(self.options, views=views.plain(self.options.views))
-        if not isinstance(self.frames, DecodedFrames):
-            return replace(self, options=options)
-        decoded = DecodedFrames(self.manifest, options.views, self.spec, options.decoder)
-        return replace(self, options=options, frames=decoded)
+        return self._decoding(options) if isinstance(self.frames, DecodedFrames) else replace(self, options=options)
 
     def uncoloured(self) -> ClipSet:
         """The same clips, with changes of colour left to the device that trains; stored frames have theirs already."""
-        if not isinstance(self.frames, DecodedFrames):
-            return self
-        options = self.options
-        return replace(
-            self, frames=DecodedFrames(self.manifest, options.views, self.spec, options.decoder, coloured=False)
-        )
+        return self._decoding(self.options, coloured=False) if isinstance(self.frames, DecodedFrames) else self
+
+    def _decoding(self, options: ClipOptions, coloured: bool = True) -> ClipSet:
+        """The same clips with these options, from their files."""
+        frames = DecodedFrames(self.manifest, options.views, self.spec, options.decoder, coloured=coloured)
+        return replace(self, options=options, frames=frames)
 
     def with_trouble(self, indices: Collection[int], trouble: str) -> ClipSet:
         """The same clips, these of them broken."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.checkpoint import student_folder
+from distill.checkpoint import fingerprint_student, student_folder
 from distill.clips.clipset import ClipSet
 from distill.deploy.card import SECONDS, SUFFIXES, ExportCard, card_path, files_of, sealed, write_card
 from distill.deploy.conversion import Conversion, converter
@@ -123,7 +123,7 @@ def _open(shown: Shown, name: str) -> Source:
     card = make_card(run, name, form, loaded, shown.clips.seconds or SECONDS)
     reference = ask_student(loaded.student, shown.compared, name)
     samples = _samples(form, card, shown.calibration) if "int8" in shown.request.options.precision else []
-    origin = {**card.origin, "distill": version("distill")}
+    origin = {**card.origin, "student": fingerprint_student(run), "distill": version("distill")}
     return Source(form, replace(card, origin=origin), samples, reference)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.checkpoint import fingerprint_student, student_folder
+from distill.checkpoint import student_folder
 from distill.deploy.card import SECONDS, ExportCard, Port
 from distill.deploy.recogniser import Recogniser
 from distill.errors import UserError
@@ -127,7 +127,7 @@ def make_card(run: Path, name: str, form: Form, loaded: DistilledStudent, second
         seconds=seconds,
         inputs=ports(form.inputs, given),
         outputs=ports(form.outputs, answers),
-        origin={"run": str(run), "student": fingerprint_student(run)},
+        origin={"run": str(run)},
     )
 
 

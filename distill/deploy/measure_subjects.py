@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,19 +43,20 @@ class Trained:
 
 def subjects(request: Request) -> list[Subject]:
     """In the order of the table: of each run the torch student in every form that was exported, then its files."""
-    found: list[Subject] = []
+    found, students = list[Subject](), dict[Path, str]()
     for run in request.runs:
-        from distill.deploy.measure_runs import in_torch  # torch, which exported files do without
+        from distill.checkpoint import fingerprint_student  # torch, which exported files do without
+        from distill.deploy.measure_runs import in_torch
 
-        files = [(file, *_card(file, run)) for file in exports(run)]
-        forms = dict.fromkeys(["whole", *(card.form for _, card, _ in files if card)])
+        students[run] = fingerprint_student(run)
+        files = [(file, *_card(file, students, run)) for file in exports(run)]
+        forms = dict.fromkeys(["whole", *(card.form for _, _, card, _ in files if card)])
         for form in forms:
             found += in_torch(run, form, request)
-        for file, card, failed in files:
+        for file, _, card, failed in files:
             found += _exported(file, run, card, failed, request.options.threads)
     for file in request.files:
-        origin = _origin(file, request.runs)
-        found += _exported(file, origin, *_card(file, origin), request.options.threads)
+        found += _exported(file, *_card(file, students), request.options.threads)
     return list({(one.asked, one.run): one for one in found}.values())
 
 
@@ -65,24 +66,24 @@ def exports(run: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*") if file.suffix in SUFFIXES.values()) if folder.is_dir() else []
 
 
-def _card(file: Path, run: Path | None) -> tuple[ExportCard | None, str]:
-    """What a file's card says, or why it does not do. A run's file is of the student that the run has now."""
+def _card(
+    file: Path, students: Mapping[Path, str], run: Path | None = None
+) -> tuple[Path | None, ExportCard | None, str]:
+    """The run of a file (which of these it came from, unless that is known), what its card says, or why it does not do:
+    a run's file is of the student that the run has now, whose fingerprint is given."""
     try:
         card = read_export(file)
     except UserError as error:
-        return None, str(error)
-    if run:
-        from distill.checkpoint import fingerprint_student  # torch, which exported files do without
-
-        if card.origin.get("student") != fingerprint_student(run):
-            return None, f"{file} is of another student than {run} has now; export it again"
-    return card, ""
+        return run, None, str(error)
+    run = run or _origin(card, students)
+    if run and card.origin.get("student") != students[run]:
+        return run, None, f"{file} is of another student than {run} has now; export it again"
+    return run, card, ""
 
 
-def _origin(file: Path, runs: Sequence[Path]) -> Path | None:
+def _origin(card: ExportCard, runs: Iterable[Path]) -> Path | None:
     """The run among these that a file came from."""
-    card, _ = _card(file, None)
-    told = card.origin.get("run") if card else None
+    told = card.origin.get("run")
     return next((run for run in runs if told and run.resolve() == Path(told).resolve()), None)
 
 
