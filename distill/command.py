@@ -169,10 +169,10 @@ def _plain(name: str, value: Any) -> str:
 
 
 def _list_recipes() -> None:
-    from distill.recipe import FOLDER, recipe_names
+    from distill.keys import RECIPES, recipe_names
 
     for name in recipe_names():
-        first = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
         print(f"{name:<24} {first.lstrip('# ')}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,7 @@ from yaml import YAMLError
 from distill.errors import UserError
 
 COMMAND_LINE = "the command line"
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 Group = TypeVar("Group")
 
 
@@ -24,14 +26,54 @@ def pair(argument: str, usage: str) -> tuple[str, str]:
     return key, value
 
 
-def read_group(kind: type[Group], changes: Sequence[str]) -> Group:
-    """A group of keys without a recipe around it, from `key=value ...`."""
-    schema, tree = OmegaConf.structured(kind), dotlist(changes)
-    check_groups(COMMAND_LINE, OmegaConf.to_container(schema), OmegaConf.to_container(tree))
+def named_recipe(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """What recipe= says, and the other arguments."""
+    name, changes = "", list[str]()
+    for argument in arguments:
+        key, value = pair(argument, "example: recipe=tiny train.steps=10")
+        if key == "recipe":
+            name = value
+        else:
+            changes.append(argument)
+    return name, changes
+
+
+def recipe_names(folder: Path = RECIPES) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def find_recipe(name: str, folder: Path = RECIPES) -> Path:
+    """recipe=NAME stands for recipes/NAME.yaml; anything with a slash or an ending is a path."""
+    path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"recipe {name!r} is not there ({path}){nearest(name, recipe_names(folder))}")
+    return path
+
+
+def load_yaml(path: Path) -> DictConfig:
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(schema, tree))
+        tree = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a YAML file that can be read: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, DictConfig):
+        raise UserError(f"{path} is not a recipe: it should be a tree of keys and values")
+    return tree
+
+
+def read_group(kind: type[Group], changes: Sequence[str], recipe: Path | None = None) -> Group:
+    """A group of keys that stands for itself, from `key=value ...` over a file of such keys."""
+    layers = [(str(recipe), load_yaml(recipe))] if recipe else []
+    merged = OmegaConf.structured(kind)
+    for origin, tree in [*layers, (COMMAND_LINE, dotlist(changes))]:
+        check_groups(origin, OmegaConf.to_container(merged), OmegaConf.to_container(tree))
+        try:
+            merged = OmegaConf.merge(merged, tree)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{origin}: {explain(error)}") from error
+    try:
+        found = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(f"{COMMAND_LINE}: {explain(error)}") from error
+        raise UserError(f"{recipe or COMMAND_LINE}: {explain(error)}") from error
     assert isinstance(found, kind)
     return found
 

@@ -11,14 +11,24 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from distill import plugins
 from distill.clips.clipset import ClipOptions
 from distill.errors import UserError
 from distill.files import publish_text
 from distill.freezing import NEVER, Freezing
-from distill.keys import COMMAND_LINE, check_groups, dotlist, explain, flatten, nearest, pair
+from distill.keys import (
+    COMMAND_LINE,
+    check_groups,
+    dotlist,
+    explain,
+    find_recipe,
+    flatten,
+    load_yaml,
+    named_recipe,
+    nearest,
+    recipe_names,
+)
 from distill.loop import Timetable, TrainOptions
 from distill.objective import terms
 from distill.objective.objective import check_members, named, teacher_maps
@@ -27,7 +37,6 @@ from distill.optim import Optim, Rate
 from distill.probing.options import ProbeOptions
 from distill.teaching.store import CacheOptions
 
-FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 Layer = tuple[str, DictConfig]  # where it comes from, and what it says
 
 
@@ -68,31 +77,13 @@ class Recipe:
     probe: ProbeOptions = field(default_factory=ProbeOptions)
 
 
-def recipe_names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
-def find_recipe(name: str) -> Path:
-    """recipe=NAME stands for recipes/NAME.yaml; anything with a slash or an ending is a path."""
-    path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"recipe {name!r} is not there ({path}){nearest(name, recipe_names())}")
-    return path
-
-
 def read_recipe(arguments: Sequence[str]) -> Recipe:
     """`recipe=NAME key=value ...` to a checked Recipe."""
-    name, changes = None, []
-    for argument in arguments:
-        key, value = pair(argument, "example: recipe=tiny train.steps=10")
-        if key == "recipe":
-            name = value
-        else:
-            changes.append(argument)
+    name, changes = named_recipe(arguments)
     if not name:
         raise UserError(f"which recipe? say recipe=NAME; known: {', '.join(recipe_names())}")
     path = find_recipe(name)
-    recipe = _merge([(str(path), _load(path)), (COMMAND_LINE, dotlist(changes))])
+    recipe = _merge([(str(path), load_yaml(path)), (COMMAND_LINE, dotlist(changes))])
     stages(recipe)  # what is wrong with one of them shows now
     return recipe
 
@@ -148,7 +139,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 def differences(recipe: Recipe, path: Path) -> list[str]:
     """The keys in which a recipe differs from the one saved at `path`."""
-    mine, other = flatten(_tree(recipe)), flatten(_tree(_merge([(str(path), _load(path))])))
+    mine, other = flatten(_tree(recipe)), flatten(_tree(_merge([(str(path), load_yaml(path))])))
     return [key for key in mine | other if mine.get(key) != other.get(key) and key != "resume"]
 
 
@@ -171,16 +162,6 @@ def _name_first(tree: Any) -> Any:
         return tree
     order = sorted(tree, key=lambda key: key != "name")
     return {key: _name_first(tree[key]) for key in order}
-
-
-def _load(path: Path) -> DictConfig:
-    try:
-        tree = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a YAML file that can be read: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, DictConfig):
-        raise UserError(f"{path} is not a recipe: it should be a tree of keys and values")
-    return tree
 
 
 def _merge(layers: Sequence[Layer]) -> Recipe:

@@ -20,8 +20,9 @@ from teacher_examples import make as make_teacher
 from distill import command
 from distill.checkpoint import blank_student
 from distill.errors import UserError
+from distill.keys import recipe_names
 from distill.plugins import schema
-from distill.recipe import Recipe, read_recipe, recipe_names
+from distill.recipe import Recipe, read_recipe
 
 SMALL = {"train": "4", "val": "1", "test": "1"}  # clips per class
 

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from distill import command
 from distill.clips.clipset import open_manifest
 from distill.errors import UserError
-from distill.keys import flatten
-from distill.recipe import FOLDER, Recipe, read_recipe, recipe_names
+from distill.keys import RECIPES, flatten, recipe_names
+from distill.recipe import Recipe, read_recipe
 
 Capture = pytest.CaptureFixture[str]
 Arguments = Callable[..., list[str]]
@@ -45,7 +45,7 @@ def test_recipes_are_listed_with_what_they_are(capsys: Capture) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(recipe_names())
     for line, name in zip(lines, recipe_names(), strict=True):
-        first = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         assert line.split() == [name, *first.split()]
 
 

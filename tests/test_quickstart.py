@@ -11,8 +11,9 @@ from distill import quickstart as module
 from distill.clips.clipset import open_manifest
 from distill.command import dispatch
 from distill.errors import UserError
+from distill.keys import find_recipe
 from distill.quickstart import quickstart, student_recipes, teacher_recipe
-from distill.recipe import Recipe, find_recipe, read_recipe
+from distill.recipe import Recipe, read_recipe
 
 RUNS = ("untrained", "reconstruction", "labels_only", "distilled")
 PROBES = ("svm", "random_forest", "xgboost")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from distill import plugins
 from distill.errors import UserError
-from distill.keys import COMMAND_LINE
+from distill.keys import COMMAND_LINE, recipe_names
 from distill.objective.losses import LOSSES
-from distill.recipe import Recipe, differences, read_recipe, recipe_names, save_recipe, stages
+from distill.recipe import Recipe, differences, read_recipe, save_recipe, stages
 
 SMALLEST = "out: runs/x\nstudent: {name: tinyact}\n"
 

@@ -14,8 +14,9 @@ from conftest import plain_recipe
 
 from distill.checkpoint import load_student
 from distill.command import JOBS
+from distill.keys import RECIPES, recipe_names
 from distill.objective.objective import live
-from distill.recipe import FOLDER, read_recipe, recipe_names
+from distill.recipe import read_recipe
 from distill.run_log import read_metrics
 
 TinyRun = Callable[[str], Path]
@@ -23,7 +24,7 @@ EVERY_RECIPE = pytest.mark.parametrize("name", recipe_names())
 
 
 def header(name: str) -> list[str]:
-    lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     return [line.removeprefix("#").strip() for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")]]
 
 
@@ -43,7 +44,7 @@ def test_a_recipe_s_header_says_what_command_cost_and_expectation(name: str) -> 
 
 @EVERY_RECIPE
 def test_a_recipe_reads_like_the_experiment(name: str) -> None:
-    lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     content = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     assert len(content) < 40
     assert max(map(len, lines)) <= 120

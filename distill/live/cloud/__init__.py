@@ -1,0 +1,1 @@
+"""The service that takes latents: it classifies them, keeps who saw what when, and shows it."""
