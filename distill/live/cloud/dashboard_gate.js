@@ -1,0 +1,55 @@
+// The way in, and what is said when something is wrong.
+
+const LINKS = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", offline: "Offline" };
+
+function showLink(state) {
+  flag($("link"), "data-state", state);
+  say($("link"), LINKS[state]);
+}
+
+function showTrouble(sentence) {
+  say($("trouble"), sentence);
+  $("trouble").hidden = !sentence;
+}
+
+function showGate(sentence) {
+  showTrouble("");
+  $("app").hidden = true;
+  $("facts").hidden = true;
+  $("sign-out").hidden = true;
+  $("link").hidden = true;
+  $("gate").hidden = false;
+  say($("key-error"), sentence);
+  flag($("key"), "aria-invalid", Boolean(sentence));
+  $("key").value = "";
+  $("key").focus();
+}
+
+function showApp() {
+  $("gate").hidden = true;
+  $("app").hidden = false;
+  $("facts").hidden = false;
+  $("link").hidden = false;
+  $("sign-out").hidden = !key.get();
+}
+
+function whyLocked(error) {
+  if (error.status === 403) return error.message;
+  return key.get() ? "The service does not know this key; check that it is whole and has not been revoked." : "";
+}
+
+function showClassifier({ classes, kind, version, encoder, keep_days }) {
+  const kept = keep_days ? `predictions are kept for ${count(keep_days, "day")}` : "predictions are kept for good";
+  say($("made"), `${kind} of ${count(classes.length, "action")} · encoder ${encoder} · ${kept} · distill ${version}`);
+}
+
+// A file needs the key, too, which a plain link cannot carry.
+async function download(format, values) {
+  const response = await request("v1/export", { ...values, format });
+  const name = /filename="?([^";]+)/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? `predictions.${format}`;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await response.blob());
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}

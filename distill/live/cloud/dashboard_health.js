@@ -1,0 +1,152 @@
+// How devices and cameras are.
+
+const REPORT_SECONDS = 5; // what an edge does unless it is told otherwise
+const SILENT_REPORTS = 3;
+const SKEW_SECONDS = 2; // worth a warning
+
+const health = {
+  devices: [],
+  asked: 0, // performance.now() of the answer
+  reports: new Map(), // device -> {boot, sent, every}: how often it reports, as far as was seen
+  age() {
+    return (performance.now() - this.asked) / 1000;
+  },
+};
+
+function learnReports(device) {
+  const { boot, sent } = device.status ?? {};
+  if (sent === undefined) return;
+  const known = health.reports.get(device.name);
+  const apart = known && known.boot === boot && sent > known.sent ? sent - known.sent : Infinity;
+  const every = Math.min(known?.boot === boot ? known.every : Infinity, apart);
+  health.reports.set(device.name, { boot, sent, every });
+}
+
+function silence(device) {
+  return device.silent_seconds == null ? null : device.silent_seconds + health.age();
+}
+
+function isSilent(device) {
+  const every = health.reports.get(device.name)?.every ?? Infinity;
+  return silence(device) > SILENT_REPORTS * Math.max(REPORT_SECONDS, Number.isFinite(every) ? every : 0);
+}
+
+function deviceState(device) {
+  if (device.seen == null) return ["never", "Never seen"];
+  if (isSilent(device)) return ["bad", "Silent"];
+  return ["good", "Reporting"];
+}
+
+function badge(node, [tone, text]) {
+  flag(node, "data-tone", tone);
+  say(node, text);
+}
+
+function skew(seconds) {
+  if (seconds == null) return ["–"];
+  const off = Math.abs(seconds);
+  return [off < 0.1 ? "right" : `${lasting(off)} off`, off > SKEW_SECONDS];
+}
+
+function deviceFacts({ status, skew_seconds }) {
+  if (!status) return [];
+  const { spool_clips, spool_bytes, spool_seconds, spool_dropped, send_errors, sent_clips } = status;
+  return [
+    ["Clips sent", whole.format(sent_clips)],
+    ["Waiting", spool_clips ? `${count(spool_clips, "clip")}, ${size(spool_bytes)}` : "nothing"],
+    ["Oldest waiting", spool_clips ? lasting(spool_seconds) : "–", spool_clips > 0 && spool_seconds > 60],
+    ["Given up", count(spool_dropped, "clip"), spool_dropped > 0],
+    ["Send errors", whole.format(send_errors), send_errors > 0],
+    ["Clock", ...skew(skew_seconds)],
+    ["Encoding", `${milliseconds(status.encode_ms)} a clip`],
+    ["Running for", lasting(status.uptime_seconds)],
+    ["Model", `${status.model}, distill ${status.version}`],
+    ["Encoder", status.encoder],
+  ];
+}
+
+const TONES = { running: "good", starting: "calm", lost: "bad", ended: "calm" };
+const STATES = { running: "Running", starting: "Starting", lost: "Lost", ended: "Ended" };
+
+function drawCamera(node, camera) {
+  const { status } = camera;
+  const number = (name) => (status ? whole.format(status[name]) : "–");
+  badge(part(node, "state"), status ? [TONES[status.state], STATES[status.state]] : ["never", "Unknown"]);
+  fill(node, {
+    name: camera.name,
+    why: status?.why ?? "",
+    fps: status ? status.fps.toFixed(1) : "–",
+    "frames-dropped": number("frames_dropped"),
+    "clips-dropped": number("clips_dropped"),
+    reconnects: number("reconnects"),
+    label: camera.label == null ? "none yet" : `${camera.label}, ${confidence(camera.confidence)}`,
+  });
+}
+
+function drawDevice(node, device) {
+  say(part(node, "name"), device.name);
+  keyed(part(node, "facts"), deviceFacts(device), ([name]) => name, () => clone("t-fact"), (fact, [name, value, warn]) => {
+    fill(fact, { name, value: warn ? `⚠ ${value}` : value });
+    flag(fact, "data-warn", Boolean(warn));
+    flag(fact, "title", value);
+  });
+  const cameras = device.cameras.filter(({ name }) => !view.camera || name === view.camera);
+  cameras.sort((one, other) => byName(one.name, other.name));
+  keyed(part(node, "cameras"), cameras, ({ name }) => name, () => clone("t-camera"), drawCamera);
+  node.querySelector("table").hidden = !cameras.length;
+  part(node, "none").hidden = Boolean(cameras.length);
+}
+
+function takeDevices(devices) {
+  health.devices = devices.sort((one, other) => byName(one.name, other.name));
+  health.asked = performance.now();
+  devices.forEach(learnReports);
+}
+
+function shownDevices() {
+  const ours = ({ name, cameras }) =>
+    (!view.device || name === view.device) && (!view.camera || cameras.some((camera) => camera.name === view.camera));
+  return health.devices.filter(ours);
+}
+
+function drawHealth() {
+  const devices = shownDevices();
+  keyed($("devices"), devices, ({ name }) => name, () => clone("t-device"), drawDevice);
+  say($("health-note"), devices.length ? "" : "No device has a key yet. Make one: distill cloud devices add=box1");
+  drawAges();
+}
+
+// What changes from second to second, without asking the service again.
+function drawAges() {
+  const nodes = new Map(Array.from($("devices").children, (node) => [node.dataset.key, node]));
+  for (const device of shownDevices()) {
+    const node = nodes.get(device.name);
+    if (!node) continue;
+    badge(part(node, "badge"), deviceState(device));
+    node.classList.toggle("silent", isSilent(device));
+    const seconds = silence(device);
+    say(part(node, "seen"), seconds == null ? "it has a key and was never heard of" : `seen ${ago(seconds)}`);
+    drawCameraAges(part(node, "cameras"), device);
+  }
+  drawCounts();
+}
+
+function drawCameraAges(body, device) {
+  const now = device.seen + silence(device);
+  const known = new Map(device.cameras.map((camera) => [camera.name, camera]));
+  for (const row of body.children) {
+    const { seen } = known.get(row.dataset.key) ?? {};
+    say(part(row, "ago"), seen == null ? "" : ago(Math.max(0, now - seen)));
+  }
+}
+
+function drawCounts() {
+  const devices = shownDevices();
+  const cameras = devices.flatMap((device) => device.cameras.filter(({ name }) => !view.camera || name === view.camera));
+  const silent = devices.filter(isSilent).length;
+  const lost = cameras.filter(({ status }) => status?.state === "lost").length;
+  say($("device-count"), whole.format(devices.length));
+  say($("device-remark"), silent ? `⚠ ${silent} silent` : "");
+  say($("camera-count"), whole.format(cameras.length));
+  say($("camera-remark"), lost ? `⚠ ${lost} lost` : "");
+}
