@@ -37,11 +37,11 @@ def free_port() -> int:
 
 class House:
     viewer = "viewer-key-1"
-    devices = {"box1": "device-key-1", "box2": "device-key-2"}
 
     def __init__(self, classes: tuple[str, ...] = CLASSES, devices: dict[str, str] | None = None) -> None:
         self.classes, self.port, self.seq = classes, free_port(), itertools.count()
-        self.memory = Memory(classes, devices or self.devices, [self.viewer])
+        self.devices = devices or {"box1": "device-key-1", "box2": "device-key-2"}
+        self.memory = Memory(classes, self.devices, [self.viewer])
         self.server: uvicorn.Server | None = None
 
     @property

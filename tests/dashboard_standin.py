@@ -1,4 +1,4 @@
-"""A small stand-in for the cloud service, which keeps its contract in memory: the page is written before the service is.
+"""A small stand-in for the cloud service, which keeps its contract in memory, for as long as there is none.
 
 A latent is as wide as there are classes, and its softmax is what the classifier says.
 """
@@ -23,10 +23,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from distill.live import wire
 from distill.live.cloud.dashboard import page
 
-COLUMNS = (
-    "id device camera boot seq captured received label confidence encode_ms edge_ms network_ms cloud_ms top".split()
-)
+COLUMNS = ("id", "device", "camera", "boot", "seq", "captured", "received", "label", "confidence")
 STAGES = ("encode", "edge", "network", "cloud")
+COLUMNS = (*COLUMNS, *(f"{stage}_ms" for stage in STAGES), "top")
 
 
 class Memory:

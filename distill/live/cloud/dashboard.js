@@ -94,8 +94,7 @@ function drawEmpty(clips) {
 const histogramSoon = frame(() => {
   if (!shown) return;
   const total = totals(shown.counts).values().reduce((sum, clips) => sum + clips, 0);
-  const since = clock.now() - view.span.seconds;
-  drawHistogram(live.recent.filter(({ captured }) => captured >= since), total);
+  drawHistogram(live.recent.filter(({ captured }) => captured >= shown.since), total);
 });
 
 function drawSpans() {

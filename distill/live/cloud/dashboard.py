@@ -1,4 +1,4 @@
-"""The page that shows what the service knows: three kinds of readable files, joined into one that loads nothing else."""
+"""The page that shows what the service knows: readable files, joined into one that loads nothing else."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 const REPORT_SECONDS = 5; // what an edge does unless it is told otherwise
 const SILENT_REPORTS = 3;
 const SKEW_SECONDS = 2; // worth a warning
+const MANY_CAMERAS = 40;
 
 const health = {
   devices: [],
@@ -71,7 +72,6 @@ const STATES = { running: "Running", starting: "Starting", lost: "Lost", ended: 
 function drawCamera(node, camera) {
   const { status } = camera;
   const number = (name) => (status ? whole.format(status[name]) : "–");
-  badge(part(node, "state"), status ? [TONES[status.state], STATES[status.state]] : ["never", "Unknown"]);
   fill(node, {
     name: camera.name,
     why: status?.why ?? "",
@@ -81,6 +81,7 @@ function drawCamera(node, camera) {
     reconnects: number("reconnects"),
     label: camera.label == null ? "none yet" : `${camera.label}, ${confidence(camera.confidence)}`,
   });
+  for (const cell of node.querySelectorAll(".number")) cell.classList.toggle("zero", /^[0–]$/.test(cell.textContent));
 }
 
 function drawDevice(node, device) {
@@ -93,8 +94,22 @@ function drawDevice(node, device) {
   const cameras = device.cameras.filter(({ name }) => !view.camera || name === view.camera);
   cameras.sort((one, other) => byName(one.name, other.name));
   keyed(part(node, "cameras"), cameras, ({ name }) => name, () => clone("t-camera"), drawCamera);
-  node.querySelector("table").hidden = !cameras.length;
+  say(part(node, "tally"), tally(cameras));
+  part(node, "more").hidden = !cameras.length;
   part(node, "none").hidden = Boolean(cameras.length);
+}
+
+function tally(cameras) {
+  const states = Map.groupBy(cameras, ({ status }) => (status ? STATES[status.state].toLowerCase() : "unknown"));
+  const parts = [...states].map(([state, some]) => `${some.length} ${state}`);
+  return `${count(cameras.length, "camera")}: ${parts.join(", ")}`;
+}
+
+// With very many cameras only a line for each device; whoever opens one finds it open from then on.
+function newDevice() {
+  const node = clone("t-device");
+  part(node, "more").open = health.devices.flatMap(({ cameras }) => cameras).length <= MANY_CAMERAS;
+  return node;
 }
 
 function takeDevices(devices) {
@@ -111,7 +126,7 @@ function shownDevices() {
 
 function drawHealth() {
   const devices = shownDevices();
-  keyed($("devices"), devices, ({ name }) => name, () => clone("t-device"), drawDevice);
+  keyed($("devices"), devices, ({ name }) => name, newDevice, drawDevice);
   say($("health-note"), devices.length ? "" : "No device has a key yet. Make one: distill cloud devices add=box1");
   drawAges();
 }
@@ -126,18 +141,26 @@ function drawAges() {
     node.classList.toggle("silent", isSilent(device));
     const seconds = silence(device);
     say(part(node, "seen"), seconds == null ? "it has a key and was never heard of" : `seen ${ago(seconds)}`);
-    drawCameraAges(part(node, "cameras"), device);
+    drawCameraStates(part(node, "cameras"), device);
   }
   drawCounts();
 }
 
-function drawCameraAges(body, device) {
+function drawCameraStates(body, device) {
   const now = device.seen + silence(device);
   const known = new Map(device.cameras.map((camera) => [camera.name, camera]));
   for (const row of body.children) {
-    const { seen } = known.get(row.dataset.key) ?? {};
+    const { seen, status } = known.get(row.dataset.key) ?? {};
+    badge(part(row, "state"), cameraState(status, isSilent(device)));
     say(part(row, "ago"), seen == null ? "" : ago(Math.max(0, now - seen)));
   }
+}
+
+// What a silent device said last may not be so any more.
+function cameraState(status, silent) {
+  if (!status) return ["never", "Unknown"];
+  const state = STATES[status.state];
+  return silent ? ["calm", `Was ${state.toLowerCase()}`] : [TONES[status.state], state];
 }
 
 function drawCounts() {

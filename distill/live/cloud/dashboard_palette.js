@@ -40,6 +40,10 @@ function paint(node, slot) {
   node.dataset.slot = name;
 }
 
+function otherLabel(labels) {
+  return labels.size === 1 ? [...labels][0] : `other (${labels.size})`;
+}
+
 // {label, slot, count, sure} of each action that has a colour, the most frequent first, and of all the others together.
 function ranking(counts) {
   const found = new Map();
@@ -51,6 +55,6 @@ function ranking(counts) {
     entry.labels.add(label);
     found.set(slot, entry);
   }
-  const entries = [...found.values()].map((entry) => ({ ...entry, label: entry.label ?? `other (${entry.labels.size})` }));
+  const entries = [...found.values()].map((entry) => ({ ...entry, label: entry.label ?? otherLabel(entry.labels) }));
   return entries.sort((one, other) => (one.slot === OTHER) - (other.slot === OTHER) || other.count - one.count);
 }
