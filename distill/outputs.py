@@ -251,3 +251,7 @@ class Student(nn.Module):
     def forward(self, frames: Tensor, want: Collection[str] = ()) -> StudentOutput:
         """`want` names what should come beyond logits and latent: "reconstruction", or features by name."""
         raise NotImplementedError
+
+    def classify(self, latent: Tensor) -> Tensor:
+        """[B,L] -> logits [B,K], those of the clips if it was made of them elsewhere; in evaluation mode."""
+        raise NotImplementedError

@@ -67,6 +67,10 @@ class Lightweight(Student):
             answer.features["map"] = maps.view(-1, count, *maps.shape[1:]).transpose(1, 2)
         return answer
 
+    def classify(self, latent: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.dropout(latent))
+        return logits
+
     def initial_state(self, batch: int) -> list[Tensor]:
         """Of streams before their first frame: the last frames' features [B,T,D], and 1 once there are any [B]."""
         like, first = self.head.weight.detach(), self.over_time[0].get_submodule("0")
@@ -91,7 +95,7 @@ class Lightweight(Student):
         latent = (attention * temporal).sum(1)
         found = {"frames": frames, "temporal": temporal, "attention": attention.squeeze(2), "embedding": latent}
         features = {name: found[name] for name in want if name in found}
-        return StudentOutput(self.head(self.dropout(latent)), latent, features)
+        return StudentOutput(self.classify(latent), latent, features)
 
 
 def build(options: Options, classes: int) -> Lightweight:

@@ -134,6 +134,10 @@ class TinyAct(Student):
             reconstruction=self.autoencoder.decode(latent) if decode else None,
         )
 
+    def classify(self, latent: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(latent)[0]
+        return logits
+
 
 def build(options: Options, classes: int) -> TinyAct:
     if len(options.widths) != len(options.strides):

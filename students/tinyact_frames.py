@@ -89,11 +89,15 @@ class TinyActFrames(Student):
         found = {f"block{i + 1}": over_time(value, count) for i, value in enumerate(maps)}
         found |= {"frames": codes.view(batch, count, -1), "embedding": latent}
         return StudentOutput(
-            logits=self.head(latent),
+            logits=self.classify(latent),
             latent=latent,
             features={name: found[name] for name in want if name in found},
             reconstruction=self.decode(latent, count) if "reconstruction" in want and self.frame_decoder else None,
         )
+
+    def classify(self, latent: Tensor) -> Tensor:
+        logits: Tensor = self.head(latent)
+        return logits
 
     def decode(self, latent: Tensor, count: int) -> Tensor:
         assert self.to_codes is not None

@@ -68,7 +68,7 @@ class TSN(Student):
     def forward(self, frames: Tensor, want: Collection[str] = ()) -> StudentOutput:
         maps, each = self._see(frames.flatten(0, 1))
         clips = each.view(-1, self.spec.frames, each.shape[1])
-        frame_logits: Tensor = self.head(self.dropout(clips))
+        frame_logits = self.classify(clips)
         latent = clips.mean(1)
         video = maps.view(-1, self.spec.frames, *maps.shape[1:]).transpose(1, 2)
         features = {"map": video, "frames": clips, "frame_logits": frame_logits, "embedding": latent}
@@ -77,6 +77,11 @@ class TSN(Student):
             latent=latent,
             features={name: feature for name, feature in features.items() if name in want},
         )
+
+    def classify(self, latent: Tensor) -> Tensor:
+        """Of frames as well: what is said of their mean is the mean of what is said of each."""
+        logits: Tensor = self.head(self.dropout(latent))
+        return logits
 
     def initial_state(self, batch: int) -> list[Tensor]:
         """Of `batch` streams before their first frame: what each shift keeps [B,n,h,w], then the latest frames'

@@ -82,13 +82,21 @@ class Video3D(Student):
             if name in want:
                 features[name] = video
         latent = self.pool(video).flatten(1)
-        embedding = self.network.get_submodule("neck")(latent)
+        embedding = self._widen(latent)
         if "embedding" in want:
             features["embedding"] = embedding
-        return StudentOutput(self._classify(self.dropout(embedding)), latent, features)
+        return StudentOutput(self._judge(embedding), latent, features)
 
-    def _classify(self, embedding: Tensor) -> Tensor:
-        head = self.network.get_submodule(self.head)
+    def classify(self, latent: Tensor) -> Tensor:
+        return self._judge(self._widen(latent))
+
+    def _widen(self, latent: Tensor) -> Tensor:
+        embedding: Tensor = self.network.get_submodule("neck")(latent)
+        return embedding
+
+    def _judge(self, embedding: Tensor) -> Tensor:
+        """[B,D] -> [B,K]"""
+        head, embedding = self.network.get_submodule(self.head), self.dropout(embedding)
         if isinstance(head, nn.Conv3d):
             embedding = embedding[..., None, None, None]
         logits: Tensor = head(embedding)

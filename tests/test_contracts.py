@@ -299,6 +299,19 @@ def test_the_encoder_is_all_that_makes_the_latent(name: str, label: str) -> None
 
 
 @EVERY_STUDENT
+def test_a_latent_can_be_classified_elsewhere(name: str, label: str) -> None:
+    student = built(name, label).eval()
+    stir(student.parameters())
+    whole = student(pictures(student.spec))
+    latent = whole.latent.detach().clone()
+    before = latent.clone()
+    torch.testing.assert_close(student.classify(latent), whole.logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(student.classify(latent[1:2]), whole.logits[1:2], rtol=1e-5, atol=1e-6)
+    assert torch.equal(latent, before)
+    assert not torch.allclose(student.classify(latent.flip(0)), whole.logits, rtol=0, atol=1e-6)
+
+
+@EVERY_STUDENT
 def test_a_saved_student_is_the_same_student(name: str, label: str, tmp_path: Path) -> None:
     student, options = built(name, label), example_options(name, label)
     frames, want = pictures(student.spec), everything(student)
