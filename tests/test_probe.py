@@ -20,15 +20,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from distill import command
-from distill.checkpoint import load_student
+from distill.checkpoint import fingerprint_student, load_student
 from distill.clips.clipset import ClipSet
 from distill.clips.manifest import SPLITS
 from distill.evaluate import collect
-from distill.probing import judging
+from distill.probing import encode, judging
 from distill.probing.base import Array
 from distill.probing.classifiers import PROBES
 from distill.probing.kept import Kept
-from distill.probing.saved import load_probe
+from distill.probing.saved import encoder_id, load_probe, said_about
 from distill.probing.table import LatentTable
 from distill.recipe import read_recipe
 from distill.training import see_clips, start
@@ -365,6 +365,20 @@ def test_latents_are_what_the_student_makes_of_the_clips(run: Path, views: list[
         assert found.label.tolist() == wanted.label.tolist()
         assert found.clips == [clips.manifest.clips[i].id for i in wanted.index]
     assert table.about["run"] == str(run)
+    made_by = fingerprint_student(run)
+    fitted = sorted((run / "probe" / "student").rglob("probe.safetensors"))
+    assert [encoder_id(said_about(file)) for file in fitted] == [made_by] * len(fitted)
+    assert fitted
+
+
+def test_a_probe_that_tells_of_no_student_is_fitted_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "fingerprint_student", lambda _: "another")
+        found = probed(f"run={run}", FAST, "folds=2")
+    fitted = sorted((run / "probe" / "student").rglob("probe.safetensors"))
+    assert {encoder_id(said_about(file)) for file in fitted} == {"another"}
+    assert timeless(probed(f"run={run}", FAST, "folds=2")) == timeless(found)
+    assert {encoder_id(said_about(file)) for file in fitted} == {fingerprint_student(run)}
 
 
 def test_a_run_leaves_its_answer_and_pages(run: Path, capsys: Capture) -> None:

@@ -21,7 +21,7 @@ from distill.probing import grown
 from distill.probing.base import Array, Probe
 from distill.probing.classifiers import PROBES
 from distill.probing.grown import Grown, Nodes
-from distill.probing.saved import load_probe, save_probe
+from distill.probing.saved import encoder_id, load_probe, said_about, save_probe
 
 EVERY = pytest.mark.parametrize("name", list(PROBES))
 LABELS: dict[str, Array] = {
@@ -66,6 +66,15 @@ def test_a_probe_says_the_same_after_reading(name: str, labels: str, kind: Any, 
     assert np.array_equal(found.probe.predict(X), probe.predict(X))
     with pytest.raises(ValueError, match="features"):
         found.probe.predict(X[:, 1:])
+
+
+def test_a_probe_tells_whose_latents_it_was_fitted_on(tmp_path: Path) -> None:
+    probe, path = fitted("ridge", LABELS["two"]), tmp_path / "probe"
+    save_probe(probe, ["run", "walk"], path, {"table": {"run": "a", "student": "0f3c"}})
+    assert encoder_id(said_about(path)) == encoder_id(load_probe(path).about) == "0f3c"
+    odd: list[dict[str, Any]] = [{}, {"table": None}, {"table": {"file": "x.npz"}}, {"table": {"student": ["0f3c"]}}]
+    assert [encoder_id(about) for about in odd] == [""] * len(odd)
+    assert encoder_id(said_about(tmp_path / "none")) == ""
 
 
 @EVERY

@@ -14,7 +14,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from distill import plugins
-from distill.checkpoint import read_card
+from distill.checkpoint import fingerprint_student, read_card
 from distill.clips import views
 from distill.clips.batches import Failures
 from distill.clips.clipset import ClipSet
@@ -76,7 +76,8 @@ class Encoding:
         return ask(recipe, filling, {0: index}, self.accelerator, "latents", "encode clips")
 
     def student(self, shards: Shards) -> LatentTable:
-        return self._table(shards, {"run": self.recipe.out, "precision": self.recipe.train.precision})
+        made = {"run": self.recipe.out, "student": fingerprint_student(Path(self.recipe.out))}
+        return self._table(shards, {**made, "precision": self.recipe.train.precision})
 
     def teacher(self) -> LatentTable | str:
         """Or why there is none."""

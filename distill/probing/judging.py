@@ -196,6 +196,7 @@ class Judgement:
         about = {
             "version": VERSION,
             "table": self.table.fingerprint,
+            "student": self.table.about.get("student"),  # which the fitted probe tells
             "classifier": repr(kind.make(self.seed).get_params()),
             "grid": repr(kind.grid(len(train.label))),
             "folds": self.planned.folds,

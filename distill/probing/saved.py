@@ -66,6 +66,14 @@ def said_about(path: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def encoder_id(about: Mapping[str, Any]) -> str:
+    """Which student made the latents that a probe was fitted on, as cards of exported files call it in
+    origin["student"]; empty where that is not known."""
+    table = about.get("table")
+    found = table.get("student") if isinstance(table, dict) else None
+    return found if isinstance(found, str) else ""
+
+
 def _head(file: Any) -> Any:
     """What an open safetensors file says of its probe; a KeyError where it holds none."""
     return json.loads((file.metadata() or {})[HEADER])
