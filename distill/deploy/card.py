@@ -30,6 +30,7 @@ KINDS = {
 }
 EXPORTS = "export"  # folder of a run's exported files
 SECONDS = 2.0  # that a clip spans, where nothing is known of its files
+TORCH = "torch"  # the format of a student that was not exported
 SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "executorch": ".pte", "openvino": ".xml"}
 
 

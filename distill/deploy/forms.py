@@ -3,7 +3,7 @@
 `whole` answers a clip with logits, `encoder` with its latent, `stream` a frame and a state with the logits of the
 latest frames and the next state. The normalisation of colours is inside.
 
-Shape legend: T frames, H height, W width, K classes, L latent width.
+Shape legend: N clips, T frames, H height, W width, K classes, L latent width.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from distill.checkpoint import student_folder
-from distill.deploy.card import SECONDS, ExportCard, Port
+from distill.deploy.card import SECONDS, TORCH, ExportCard, Port
 from distill.deploy.recogniser import Recogniser
 from distill.errors import UserError
 from distill.hub import DistilledStudent
 from distill.model_card import part
 from distill.outputs import Student
 
-TORCH = "torch"  # the format of a student that was not exported
-
 
 class Whole(nn.Module):
-    """Clip [1,T,H,W,3] -> logits [1,K]."""
+    """Clips [N,T,H,W,3] -> logits [N,K]."""
 
     inputs, outputs = ("clip",), ("logits",)
 
@@ -47,7 +45,7 @@ class Whole(nn.Module):
 
 
 class Encoder(Whole):
-    """Clip [1,T,H,W,3] -> latent [1,L]."""
+    """Clips [N,T,H,W,3] -> latents [N,L]."""
 
     outputs = ("latent",)
 
@@ -100,8 +98,11 @@ def _pictures(frames: Tensor) -> Tensor:
 
 
 def _video(clip: Tensor) -> Tensor:
-    """[1,T,H,W,3] -> [1,T,3,H,W], by pictures: moves of four axes are what runtimes do well, or without."""
-    return _pictures(clip.squeeze(0)).unsqueeze(0)
+    """[N,T,H,W,3] -> [N,T,3,H,W], by pictures: moves of four axes are what runtimes do well, or without."""
+    if len(clip) == 1:
+        return _pictures(clip.squeeze(0)).unsqueeze(0)
+    pictures = _pictures(clip.flatten(0, 1))
+    return pictures.view(*clip.shape[:2], *pictures.shape[1:])
 
 
 def load_form(run: Path, name: str) -> tuple[Form, DistilledStudent]:

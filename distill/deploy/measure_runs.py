@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.checkpoint import student_folder
-from distill.deploy.forms import TORCH, load_form
+from distill.deploy.card import TORCH
+from distill.deploy.forms import load_form
 from distill.deploy.measure_race import Asked
 from distill.deploy.measure_request import Request
 from distill.deploy.measure_subjects import Subject, Trained

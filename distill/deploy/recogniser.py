@@ -1,6 +1,6 @@
 """One way to ask for actions, whatever runs underneath: video in, a number for each class out.
 
-Shape legend: T frames, H height, W width, K classes, L latent width.
+Shape legend: N clips, T frames, H height, W width, K classes, L latent width.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.deploy.card import ExportCard, Port, read_export
+from distill.deploy.card import TORCH, ExportCard, Port, read_export
 from distill.deploy.sessions import Session, open_session
 
 
@@ -34,9 +34,22 @@ class Recogniser:
 
     def clip(self, frames: np.ndarray) -> np.ndarray:
         """uint8 RGB [T,H,W,3] -> logits [K], or of an encoder the latent [L]."""
-        (answer,) = self.session([as_pixels(frames[None], self.card.inputs[0])])
-        logits: np.ndarray = as_numbers(answer, self.card.outputs[0])[0]
+        logits: np.ndarray = self.clips(frames[None])[0]
         return logits
+
+    def clips(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 RGB [N,T,H,W,3] -> float32 [N,K], or of an encoder [N,L]: as many at once as a file takes, in torch
+        all. Where a file takes more than are left, the last clip stands in for the others."""
+        taken, given = self.card.inputs[0], self.card.outputs[0]
+        answers = np.empty((len(frames), *given.shape[1:]), np.float32)
+        together = max(len(frames), 1) if self.card.format == TORCH else taken.shape[0]
+        for first in range(0, len(frames), together):
+            some = frames[first : first + together]
+            if len(some) < together:
+                some = frames.take(range(first, first + together), 0, mode="clip")
+            (answer,) = self.session([as_pixels(some, taken)])
+            answers[first : first + together] = as_numbers(answer, given)[: len(frames) - first]
+        return answers
 
     def frame(self, frame: np.ndarray) -> np.ndarray:
         """uint8 RGB [H,W,3], the next frame -> logits [K]."""
