@@ -50,7 +50,7 @@ class House:
 
     def start(self) -> House:
         config = uvicorn.Config(
-            app(self.memory), "127.0.0.1", self.port, log_level="error", timeout_graceful_shutdown=0, lifespan="off"
+            app(self.memory), "127.0.0.1", self.port, log_level="critical", timeout_graceful_shutdown=0, lifespan="off"
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)

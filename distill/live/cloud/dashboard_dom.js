@@ -1,5 +1,6 @@
 // Elements and words. Text from the service reaches the page as text alone.
 
+const NBSP = "\u00a0"; // a number and its unit stay on one line
 const $ = (id) => document.getElementById(id);
 const OFFSET_WORTH_IT = 5; // seconds between the viewer's clock and the service's
 
@@ -103,7 +104,7 @@ function count(number, one, many = `${one}s`) {
 }
 
 function percent(part, digits = 0) {
-  return `${(100 * part).toFixed(digits)} %`;
+  return `${(100 * part).toFixed(digits)}${NBSP}%`;
 }
 
 // Rounded, but never to more than it is: 99.96 % is not certain.
@@ -114,15 +115,15 @@ function confidence(value) {
 function milliseconds(value) {
   if (value == null) return "–";
   if (value >= 1000) return lasting(value / 1000);
-  return `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+  return `${value < 10 ? value.toFixed(1) : Math.round(value)}${NBSP}ms`;
 }
 
 function lasting(seconds) {
-  if (seconds < 10) return `${Number(seconds.toFixed(1))} s`;
-  if (seconds < 100) return `${Math.round(seconds)} s`;
-  if (seconds < 6000) return `${Math.round(seconds / 60)} min`;
-  if (seconds < 172800) return `${Math.round(seconds / 3600)} h`;
-  return `${Math.round(seconds / 86400)} days`;
+  if (seconds < 10) return `${Number(seconds.toFixed(1))}${NBSP}s`;
+  if (seconds < 100) return `${Math.round(seconds)}${NBSP}s`;
+  if (seconds < 6000) return `${Math.round(seconds / 60)}${NBSP}min`;
+  if (seconds < 172800) return `${Math.round(seconds / 3600)}${NBSP}h`;
+  return `${Math.round(seconds / 86400)}${NBSP}days`;
 }
 
 function ago(seconds) {
@@ -130,7 +131,7 @@ function ago(seconds) {
 }
 
 function size(bytes) {
-  return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+  return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)}${NBSP}kB` : `${(bytes / 1e6).toFixed(1)}${NBSP}MB`;
 }
 
 const byName = new Intl.Collator(undefined, { numeric: true }).compare;

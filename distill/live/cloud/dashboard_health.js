@@ -79,7 +79,7 @@ function drawCamera(node, camera) {
     "frames-dropped": number("frames_dropped"),
     "clips-dropped": number("clips_dropped"),
     reconnects: number("reconnects"),
-    label: camera.label == null ? "none yet" : `${camera.label}, ${confidence(camera.confidence)}`,
+    label: camera.label ?? "none yet",
   });
   for (const cell of node.querySelectorAll(".number")) cell.classList.toggle("zero", /^[0–]$/.test(cell.textContent));
 }
@@ -150,9 +150,9 @@ function drawCameraStates(body, device) {
   const now = device.seen + silence(device);
   const known = new Map(device.cameras.map((camera) => [camera.name, camera]));
   for (const row of body.children) {
-    const { seen, status } = known.get(row.dataset.key) ?? {};
+    const { seen, status, confidence: sure } = known.get(row.dataset.key) ?? {};
     badge(part(row, "state"), cameraState(status, isSilent(device)));
-    say(part(row, "ago"), seen == null ? "" : ago(Math.max(0, now - seen)));
+    say(part(row, "ago"), seen == null ? "" : `${confidence(sure)}, ${ago(Math.max(0, now - seen))}`);
   }
 }
 

@@ -60,6 +60,7 @@ function takeEvent({ type, data }) {
     live.held += ours.length;
     sayPause();
   } else drawSoon();
+  if (!$("empty").hidden) poll();
 }
 
 let drawing = 0;
