@@ -17,7 +17,8 @@ ARGUMENTS = ["--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in
 WATCH = "document.addEventListener('securitypolicyviolation', (event) => console.error('CSP', event.violatedDirective))"
 # WCAG: text of an element that can be seen, against the nearest ground behind it.
 CONTRASTS = """() => {
-  const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1}).getContext("2d", {willReadFrequently: true});
+  const dot = Object.assign(document.createElement("canvas"), {width: 1, height: 1});
+  const canvas = dot.getContext("2d", {willReadFrequently: true});
   const rgba = (colour) => {
     canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
@@ -45,7 +46,8 @@ CONTRASTS = """() => {
 # What reaches beyond the window and is not cut off by what it stands in.
 OVERFLOW = """() => {
   const cut = (node) => node && (getComputedStyle(node).overflowX !== "visible" || cut(node.parentElement));
-  const out = [...document.body.querySelectorAll("*")].filter((node) => node.getBoundingClientRect().right > innerWidth + 1);
+  const beyond = (node) => node.getBoundingClientRect().right > innerWidth + 1;
+  const out = [...document.body.querySelectorAll("*")].filter(beyond);
   return out.filter((node) => node.checkVisibility() && !cut(node)).map((node) => node.outerHTML.slice(0, 80));
 }"""
 

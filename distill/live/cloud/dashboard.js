@@ -12,7 +12,7 @@ const THEME = "distill-theme";
 
 const view = { span: SPANS[1], device: "", camera: "" };
 let session = null; // AbortController of everything that runs with the key
-let polling = { timer: 0, asked: null };
+const polling = { timer: 0, asked: null };
 let shown = null; // the summary that is drawn
 
 function filters() {
@@ -34,16 +34,22 @@ async function poll() {
   const asked = new AbortController();
   polling.asked = asked;
   const began = performance.now();
-  await refresh(AbortSignal.any([signal, asked.signal])).catch((error) => troubled(error, asked.signal));
-  if (signal.aborted || asked.signal.aborted) return;
-  const pause = Math.max(1000 * view.span.every, BUSY * (performance.now() - began));
-  polling.timer = setTimeout(poll, pause);
+  try {
+    await refresh(AbortSignal.any([signal, asked.signal]));
+  } catch (error) {
+    troubled(error, asked.signal);
+  } finally {
+    const rest = Math.max(1000 * view.span.every, BUSY * (performance.now() - began));
+    if (!signal.aborted && !asked.signal.aborted) polling.timer = setTimeout(poll, rest);
+  }
 }
 
 async function refresh(signal) {
   const values = { ...chosenTime(), bucket: view.span.bucket, ...filters() };
   const [{ devices }, summary] = await Promise.all([ask("v1/cameras", {}, signal), ask("v1/summary", values, signal)]);
-  shown = { ...summary, since: values.since, until: values.until };
+  const total = summary.counts.reduce((sum, { count }) => sum + count, 0);
+  shown = { ...summary, since: values.since, until: values.until, total };
+  $("charts").classList.remove("busy");
   takeDevices(devices);
   showTrouble("");
   draw();
@@ -59,10 +65,9 @@ function troubled(error, signal) {
 function draw() {
   palette.update(totals(shown.counts));
   const entries = ranking(shown.counts);
-  const clips = entries.reduce((sum, entry) => sum + entry.count, 0);
-  say($("clip-count"), whole.format(clips));
+  say($("clip-count"), whole.format(shown.total));
   say($("clip-remark"), `in ${view.span.title}`);
-  drawEmpty(clips);
+  drawEmpty(shown.total);
   drawLegend(entries, draw);
   drawLanes(shown, shownDevices().flatMap((device) => device.cameras.filter(inView).map(({ name }) => [device.name, name])));
   drawShare(entries);
@@ -93,8 +98,7 @@ function drawEmpty(clips) {
 
 const histogramSoon = frame(() => {
   if (!shown) return;
-  const total = totals(shown.counts).values().reduce((sum, clips) => sum + clips, 0);
-  drawHistogram(live.recent.filter(({ captured }) => captured >= shown.since), total);
+  drawHistogram(live.recent.filter(({ captured }) => captured >= shown.since), shown.total);
 });
 
 function drawSpans() {
@@ -140,6 +144,7 @@ function choose(change) {
   writeAddress();
   hush();
   if (!session) return;
+  $("charts").classList.add("busy");
   if (filtered) refilter(session.signal).catch((error) => troubled(error, session.signal));
   poll();
 }
@@ -165,7 +170,8 @@ function setTheme(theme) {
 }
 
 function lock(error) {
-  session?.abort();
+  if (!session) return; // two questions may be refused at once
+  session.abort();
   session = null;
   clearTimeout(polling.timer);
   const why = whyLocked(error);

@@ -11,7 +11,7 @@ const key = {
   forget: () => sessionStorage.removeItem(KEY),
   // A link with #key=... is taken once; neither the address bar nor the history keeps it.
   takeFromAddress() {
-    const given = new URLSearchParams(location.hash.slice(1)).get("key");
+    const given = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B")).get("key");
     if (given === null) return false;
     history.replaceState(null, "", location.pathname + location.search);
     if (given) this.set(given);
@@ -64,7 +64,9 @@ function encodable(text) {
 
 async function ask(path, values, signal) {
   const response = await request(path, values, { signal });
-  return response.json();
+  return response.json().catch((error) => {
+    throw signal?.aborted ? error : new Unreachable("The service's answer is not whole.");
+  });
 }
 
 // Server-sent events as the standard has them: any line ends, several data lines, comments; text may break anywhere.
@@ -141,7 +143,7 @@ async function follow({ begin, take, state, locked }, signal) {
     if (signal.aborted) return;
     if (error?.locked) return locked(error);
     failures += 1;
-    state(failures > OFFLINE_AFTER || !navigator.onLine ? "offline" : "reconnecting");
+    state(failures > OFFLINE_AFTER || !navigator.onLine ? "offline" : "reconnecting", error);
     await sleep(wait(failures, error), signal);
   }
 }

@@ -142,6 +142,7 @@ function drawBars(list, entries, tell) {
     paint(part(node, "swatch"), entry.slot);
     paint(part(node, "bar"), entry.slot);
     fill(node, { label: entry.label, value, count: small });
+    flag(node, "title", entry.label);
     share(part(node, "bar"), long);
   });
 }

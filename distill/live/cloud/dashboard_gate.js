@@ -2,9 +2,9 @@
 
 const LINKS = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", offline: "Offline" };
 
-function showLink(state) {
+function showLink(state, error) {
   flag($("link"), "data-state", state);
-  say($("link"), LINKS[state]);
+  say($("link"), error instanceof Refused ? `${LINKS[state]}: ${error.message}` : LINKS[state]);
 }
 
 function showTrouble(sentence) {

@@ -26,13 +26,21 @@ async function beginLive(signal) {
 }
 
 async function fetchRecent(newest, signal) {
-  const values = { ...filters(), order: "newest", before: newest + 1, limit: REMEMBERED };
-  const { predictions } = await ask("v1/predictions", values, signal);
+  live.recent = await older(newest, signal);
   live.last = newest;
-  live.recent = predictions;
   live.waiting = [];
   live.held = 0;
   redrawRows();
+}
+
+// Up to this one, as the filter is when the answer is there: it may have been changed meanwhile.
+async function older(last, signal) {
+  for (;;) {
+    const chosen = filters();
+    const values = { ...chosen, order: "newest", before: last + 1, limit: REMEMBERED };
+    const { predictions } = await ask("v1/predictions", values, signal);
+    if (chosen.device === view.device && chosen.camera === view.camera) return predictions;
+  }
 }
 
 // Another filter: what is older is fetched, what comes meanwhile is taken as always.
@@ -42,8 +50,7 @@ async function refilter(signal) {
   live.held = 0;
   redrawRows();
   if (live.last === null) return;
-  const values = { ...filters(), order: "newest", before: live.last + 1, limit: REMEMBERED };
-  const { predictions } = await ask("v1/predictions", values, signal);
+  const predictions = await older(live.last, signal);
   const first = live.recent.at(-1)?.id ?? live.waiting[0]?.id ?? Infinity;
   live.recent = [...live.recent, ...predictions.filter(({ id }) => id < first)].slice(0, REMEMBERED);
   redrawRows();
