@@ -14,7 +14,7 @@ CLIPS = 3  # how many clips of the data set a motion lasts
 class Demo:
     """One motion after the other, those that the model knows."""
 
-    live = paced = False
+    live = paced = blind = False
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.name = DEMO

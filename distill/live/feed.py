@@ -170,6 +170,6 @@ class Feed:
         self._base = max(self._end, late)
 
 
-def pause(tried: int) -> float:
+def pause(tried: int, longest: float = LONGEST_PAUSE) -> float:
     """Seconds before a lost source is opened for the `tried`-th time: doubling, and never all at the same moment."""
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tried - 1, 16)) * random.uniform(0.5, 1.0)
+    return min(longest, FIRST_PAUSE * 2.0 ** min(tried - 1, 16)) * random.uniform(0.5, 1.0)

@@ -9,7 +9,7 @@ import av
 
 from distill.clips.video import MOST_PIXELS, BrokenFileError, Film, Painter
 from distill.errors import UserError
-from distill.live.sources import Shot, Shots, film_rate, film_shots
+from distill.live.sources import NOTHING, Shot, Shots, Source, film_rate, film_shots
 
 SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "srt", "tcp", "udp", "rtp")
 OPTIONS = {
@@ -25,7 +25,7 @@ NEARLY = 1.0  # seconds before its end at which a recording counts as shown to t
 class Link:
     """A stream at a URL. A recording at a URL ends; a stream that ends was lost."""
 
-    live, paced = True, False
+    live, paced, blind = True, False, False
 
     def __init__(self, url: str, silence: float) -> None:
         scheme = url.partition(":")[0].lower()
@@ -38,7 +38,7 @@ class Link:
             length = film.container.duration
             self.paced = bool(length) or film.container.format.name in LISTS
             shot = None
-            for shot in film_shots(film) if self.paced else _as_they_come(film):
+            for shot in film_shots(film, self) if self.paced else _as_they_come(film, self):
                 yield shot
             if not (length and shot and shot.seconds + shot.lasts > length / av.time_base - NEARLY):
                 raise BrokenFileError("broke off")
@@ -63,14 +63,14 @@ class _Remote(Film):
         self.lost = 0
 
 
-def _as_they_come(film: Film) -> Shots:
+def _as_they_come(film: Film, source: Source) -> Shots:
     """What a camera says of its times is often wrong; when its frames arrive is not."""
     paint, first, before = Painter(), 0.0, 0.0
     for frame in film.frames():
         now = time.monotonic()
         lasts = now - before if before else 1 / film_rate(film)
         first, before = first or now, now
-        yield Shot(paint.picture(frame), now - first, lasts)
+        yield Shot(NOTHING if source.blind else paint.picture(frame), now - first, lasts)
 
 
 def safe(url: str) -> str:

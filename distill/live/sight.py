@@ -13,6 +13,7 @@ import numpy as np
 
 from distill.clips.square import plain
 from distill.live.feed import Frame
+from distill.live.sources import NOTHING
 
 ABOUT = 1e-3  # seconds; files round the times of their frames to as much
 SETTLED = 4  # times as many frames as a clip has: to a model that saw the same one as often, it is nothing new
@@ -60,12 +61,19 @@ class ClipSight:
         end = frame.seconds + frame.lasts
         while len(self.kept) > 1 and self.kept[1][0].seconds <= end - self.seconds + ABOUT:
             self.kept.popleft()
-        whole = self.kept[0][0].seconds <= end - self.seconds + ABOUT
-        if not whole or busy or frame.seconds < self.due - ABOUT:
+        if not self._whole(end) or busy or frame.seconds < self.due - ABOUT:
             return []
         late = self.due < frame.seconds - self.every  # the rhythm is lost: by the model, or because this is the first
         self.due = (frame.seconds if late else self.due) + self.every
         return [self._ask(end - self.seconds, end)]
+
+    def latest(self) -> list[Question]:
+        """Out of turn: the seconds up to now, if there were as many."""
+        if not self.kept:
+            return []
+        last = self.kept[-1][0]
+        end = last.seconds + last.lasts
+        return [self._ask(end - self.seconds, end)] if self._whole(end) else []
 
     def rest(self) -> list[Question]:
         """At the end of a stream that was too short to ask about: all there is of it, as the evaluation does."""
@@ -73,6 +81,9 @@ class ClipSight:
             return []
         last = self.kept[-1][0]
         return [self._ask(self.kept[0][0].seconds, last.seconds + last.lasts)]
+
+    def _whole(self, end: float) -> bool:
+        return self.kept[0][0].seconds <= end - self.seconds + ABOUT
 
     def _thin_out(self) -> None:
         """Leave out the frame that is missed least: the one whose neighbours are the closest."""
@@ -129,5 +140,3 @@ def _lean(frame: Frame) -> Frame:
     """The frame without its picture, which is large."""
     return Frame(NOTHING, frame.number, frame.seconds, frame.lasts, frame.stream, frame.name, frame.captured)
 
-
-NOTHING = np.zeros((0, 0, 3), np.uint8)

@@ -19,6 +19,7 @@ from distill.live.request import Options
 
 DEMO = "demo"
 RATE = 25.0  # frames a second of what does not say its own
+NOTHING = np.zeros((0, 0, 3), np.uint8)
 Tell = Callable[[str], object]
 
 
@@ -26,7 +27,7 @@ Tell = Callable[[str], object]
 class Shot:
     """One frame, as its source gives it."""
 
-    picture: np.ndarray  # uint8 RGB [H,W,3]
+    picture: np.ndarray  # uint8 RGB [H,W,3]; NOTHING if nobody will look at it
     seconds: float  # since the first of its stream
     lasts: float  # seconds, up to the next
     stream: int = 0  # what is not one recording with the frame before has another number
@@ -40,6 +41,7 @@ class Source(Protocol):
     name: str
     live: bool  # goes on whether one looks or not, and may come back after it was lost
     paced: bool  # gives frames before their time; known once the first frame is there
+    blind: bool  # whoever reads it sets this when it will not look at the next frames: painting them can be spared
 
     def shots(self) -> Shots:
         """From the first frame to the last. Raises BrokenFileError where there is none, or if it breaks off."""
@@ -83,7 +85,7 @@ def _of_path(path: Path, fps: float, tell: Tell) -> Source:
 class Videos:
     """A video, or several one after the other; of several those that cannot be read are left out, and named."""
 
-    live = paced = False
+    live = paced = blind = False
 
     def __init__(self, name: str, files: dict[str, Path], tell: Tell) -> None:
         self.name, self.files, self.tell = name, files, tell
@@ -93,7 +95,7 @@ class Videos:
         for stream, (name, path) in enumerate(self.files.items()):
             try:
                 with Film(path) as film:
-                    for shot in film_shots(film, stream, name):
+                    for shot in film_shots(film, self, stream, name):
                         read += 1
                         yield shot
             except (BrokenFileError, OSError) as error:
@@ -107,7 +109,7 @@ class Videos:
 class Pictures:
     """A folder of pictures, in the order of their names."""
 
-    live = paced = False
+    live = paced = blind = False
 
     def __init__(self, folder: Path, fps: float) -> None:
         self.name, self.folder, self.fps = str(folder), folder, fps
@@ -117,7 +119,7 @@ class Pictures:
             yield Shot(picture, number / self.fps, 1 / self.fps)
 
 
-def film_shots(film: Film, stream: int = 0, name: str = "") -> Shots:
+def film_shots(film: Film, source: Source, stream: int = 0, name: str = "") -> Shots:
     """The frames of a film, upright, when they are shown."""
     paint, usual = Painter(), 1 / film_rate(film)
     first, end, last = None, 0.0, -1.0
@@ -127,7 +129,8 @@ def film_shots(film: Film, stream: int = 0, name: str = "") -> Shots:
         told = end if frame.time is None or first is None else frame.time - first
         last = told if told > last else end  # damaged files step back
         end = last + lasts
-        yield Shot(paint.picture(frame), last, lasts, stream, name)
+        picture = NOTHING if source.blind else paint.picture(frame)
+        yield Shot(picture, last, lasts, stream, name)
 
 
 def film_rate(film: Film) -> float:

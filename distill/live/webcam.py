@@ -10,7 +10,7 @@ import numpy as np
 
 from distill.clips.video import BrokenFileError
 from distill.errors import UserError
-from distill.live.sources import RATE, Shot, Shots
+from distill.live.sources import NOTHING, RATE, Shot, Shots
 
 
 def the_opencv(what: str) -> Any:
@@ -24,7 +24,7 @@ def the_opencv(what: str) -> Any:
 
 
 class Webcam:
-    live, paced = True, False
+    live, paced, blind = True, False, False
 
     def __init__(self, number: int) -> None:
         self.number, self.name = number, f"webcam {number}"
@@ -39,7 +39,7 @@ class Webcam:
             first = before = time.monotonic()
             lasts = 1 / (camera.get(self.cv2.CAP_PROP_FPS) or RATE)
             while True:
-                there, picture = camera.read()
+                there, picture = (camera.grab(), NOTHING) if self.blind else camera.read()
                 if not there:
                     raise BrokenFileError("gives no more pictures")
                 now = time.monotonic()

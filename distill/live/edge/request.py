@@ -113,8 +113,12 @@ def _check_cloud(options: Options) -> None:
         return
     if not re.match(r"https?://[^/]", options.cloud):
         raise UserError(f"cloud={options.cloud} is no address; say cloud=https://HOST, or http://HOST:PORT")
+    if "@" in options.cloud.partition("//")[2].partition("/")[0]:
+        raise UserError(f"cloud= holds a password, which the cloud service knows nothing of; the key goes into {KEY}")
     if not options.secret:
         raise UserError(f"the cloud asks who sends; put the device's key into {KEY} (distill cloud devices add=NAME)")
+    if not re.fullmatch(r"[!-~]+", options.secret):
+        raise UserError(f"the device's key, from {KEY} or key=, is no key: it has letters, digits and signs only")
 
 
 def spool_path(options: Options) -> Path:
