@@ -38,8 +38,10 @@ def free_port() -> int:
 class House:
     viewer = "viewer-key-1"
 
-    def __init__(self, classes: tuple[str, ...] = CLASSES, devices: dict[str, str] | None = None) -> None:
-        self.classes, self.port, self.seq = classes, free_port(), itertools.count()
+    def __init__(
+        self, classes: tuple[str, ...] = CLASSES, devices: dict[str, str] | None = None, port: int = 0
+    ) -> None:
+        self.classes, self.port, self.seq = classes, port or free_port(), itertools.count()
         self.devices = devices or {"box1": "device-key-1", "box2": "device-key-2"}
         self.memory = Memory(classes, self.devices, [self.viewer])
         self.server: uvicorn.Server | None = None
@@ -64,6 +66,10 @@ class House:
             self.server.should_exit = True
             self.thread.join(10)
             self.server = None
+
+    def revoke(self) -> None:
+        """The viewer's key is void from now on."""
+        self.memory.viewers.clear()
 
     def send(self, device: str, camera: str, *said: tuple[str, float], ago: float = 0.0, **values: Any) -> None:
         """Clips that will be taken for these actions, with these confidences."""

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from dashboard_browser import ARGUMENTS, CHROMIUM, CONTRASTS, OVERFLOW, looking
 from dashboard_house import EVIL, House
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from distill.live.cloud.dashboard import FOLDER, page
 from distill.live.wire import CameraState
@@ -131,6 +131,24 @@ def test_what_came_while_the_service_was_gone_is_shown_once(browser: Browser, bu
             expect(seen.locator("#rows tr").first.locator("[data-part=label]")).to_have_text("clap")
             expect(seen.locator("#rows tr")).to_have_count(len(known(busy)))
             assert ids(seen) == [row["id"] for row in known(busy)]
+
+
+def test_after_a_long_sleep_and_after_a_new_beginning_the_newest_are_shown(browser: Browser, busy: House) -> None:
+    with looking(browser, busy.url, GONE, path=signed_in(busy)) as seen:
+        live(seen)
+        busy.stop()
+        expect(seen.locator("#link")).not_to_have_text("Live")
+        busy.start()
+        for _ in range(9):
+            busy.send("box1", "door", *[("wave", 0.9)] * 250)
+        expect(seen.locator("#rows tr")).to_have_count(100)
+        assert ids(seen) == [row["id"] for row in known(busy)][:100]
+        busy.stop()
+        again = House(port=busy.port).start()
+        again.send("box1", "yard", ("walk", 0.9))
+        expect(seen.locator("#rows tr")).to_have_count(1)
+        assert ids(seen) == [row["id"] for row in known(again)]
+        again.stop()
 
 
 def test_a_service_that_does_not_come_back_is_called_offline(browser: Browser, busy: House) -> None:
@@ -272,7 +290,7 @@ def test_health(browser: Browser, busy: House) -> None:
         expect(second.locator("[data-part=seen]")).to_have_text(re.compile(r"seen (31|32|33|34|35).s ago"))
 
 
-def silenced(route: Any) -> None:
+def silenced(route: Route) -> None:
     answer = route.fetch()
     body = answer.json()
     body["devices"][1]["silent_seconds"] += 31
@@ -314,6 +332,57 @@ def test_a_key_in_the_address_is_taken_once(browser: Browser, busy: House) -> No
         live(seen)
         assert seen.url == f"{busy.url}/?span=6h"
         assert busy.viewer not in seen.content()
+
+
+def test_a_key_that_is_revoked(browser: Browser, busy: House) -> None:
+    with looking(browser, busy.url, LOCKED, GONE, path=signed_in(busy)) as seen:
+        live(seen)
+        busy.revoke()
+        seen.get_by_role("radio", name="6 h", exact=True).check(force=True)
+        expect(seen.locator("#key-error")).to_have_text(re.compile("revoked"))
+        expect(seen.locator("#app")).to_be_hidden()
+
+
+def test_troubles_are_told_in_words(browser: Browser, busy: House) -> None:
+    def refuse(route: Route) -> None:
+        route.fulfill(status=503, json={"detail": "64 pages listen already"})
+
+    routes = {"**/v1/stream*": refuse, "**/v1/summary*": lambda route: route.abort()}
+    with looking(browser, busy.url, "503", GONE, path=signed_in(busy), routes=routes) as seen:
+        expect(seen.locator("#link")).to_have_text(re.compile("^Reconnecting: 64 pages listen already$"))
+        expect(seen.get_by_role("alert")).to_have_text("The service cannot be reached. What is shown may be old.")
+
+
+def test_a_hidden_page_asks_nothing(browser: Browser, busy: House) -> None:
+    with looking(browser, busy.url, path=signed_in(busy)) as seen:
+        expect(seen.locator("#lane-list .lane")).to_have_count(3)
+        live(seen)
+        asked: list[str] = []
+        seen.on("request", lambda request: asked.append(request.url))
+        turn = """(hidden) => { Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+            document.dispatchEvent(new Event("visibilitychange")); }"""
+        seen.evaluate(turn, True)
+        seen.wait_for_timeout(5500)
+        assert asked == []
+        with seen.expect_request("**/v1/summary*"):
+            seen.evaluate(turn, False)
+
+
+def test_very_many_cameras(browser: Browser, house: House) -> None:
+    cameras = [f"camera {number}" for number in range(1, 61)]
+    for camera in cameras:
+        house.send("box1", camera, ("wave", 0.9))
+    house.report("box1", *[CameraState(camera, "running") for camera in cameras])
+    with looking(browser, house.url, path=signed_in(house)) as seen:
+        lanes = seen.locator("#lane-list .lane [data-part=camera]")
+        expect(lanes).to_have_count(20)
+        assert lanes.all_inner_texts() == cameras[:20]  # 2 comes before 10
+        seen.get_by_role("button", name="Show all 60 cameras").click()
+        expect(lanes).to_have_count(60)
+        tally = seen.get_by_text("60 cameras: 60 running")
+        expect(seen.get_by_role("rowheader", name="camera 60")).to_be_hidden()
+        tally.click()
+        expect(seen.get_by_role("rowheader", name="camera 60")).to_be_visible()
 
 
 def test_exports(browser: Browser, busy: House, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 const HEIGHT = 1000; // of a lane, in the units of its picture
 const BAR = 0.82; // of a bucket's width
 const FIRST_LANES = 20;
+const TICK_WIDTH = 44; // pixels of its words
 const SVG = "http://www.w3.org/2000/svg";
 
 const lanes = { data: null, only: null, all: false };
@@ -132,12 +133,12 @@ function drawTicks() {
     if (seconds >= since) at.push(seconds);
   }
   const create = () => document.createElement("span");
+  const room = $("ticks").clientWidth;
   keyed($("ticks"), at, String, create, (node, seconds) => {
     say(node, when(seconds, step === 86400 ? "weekday" : "minute"));
     const place = (seconds - since) / span;
     node.style.left = `${100 * place}%`;
-    node.classList.toggle("last", place > 0.93);
-    node.classList.toggle("first", place < 0.05);
+    node.classList.toggle("last", (1 - place) * room < TICK_WIDTH);
   });
 }
 
