@@ -58,8 +58,8 @@ async function refresh(signal) {
 function troubled(error, signal) {
   if (signal.aborted || session?.signal.aborted) return;
   if (error.locked) return lock(error);
-  if (error instanceof Refused || error instanceof Unreachable) return showTrouble(`${error.message} What is shown may be old.`);
-  throw error;
+  if (!(error instanceof Refused || error instanceof Unreachable)) throw error;
+  return showTrouble(`${error.message} What is shown may be old.`);
 }
 
 function draw() {
@@ -69,7 +69,7 @@ function draw() {
   say($("clip-remark"), `in ${view.span.title}`);
   drawEmpty(shown.total);
   drawLegend(entries, draw);
-  drawLanes(shown, shownDevices().flatMap((device) => device.cameras.filter(inView).map(({ name }) => [device.name, name])));
+  drawLanes(shown, shownCameras());
   drawShare(entries);
   drawMeans(entries);
   drawLatency(shown.latency_ms);
@@ -77,6 +77,10 @@ function draw() {
   drawCameraChoice();
   repaintRows();
   histogramSoon();
+}
+
+function shownCameras() {
+  return shownDevices().flatMap((device) => device.cameras.filter(inView).map(({ name }) => [device.name, name]));
 }
 
 function inView({ name }) {
@@ -119,15 +123,21 @@ function choiceValue(device, camera) {
 function drawCameraChoice() {
   const select = $("cameras");
   const chosen = choiceValue(view.device, view.camera);
-  const groups = health.devices.map((device) => [device.name, device.cameras.map(({ name }) => name).sort(byName)]);
-  if (view.device && !groups.some(([name]) => name === view.device)) groups.push([view.device, []]);
-  for (const [device, cameras] of groups) if (device === view.device && view.camera && !cameras.includes(view.camera)) cameras.push(view.camera);
+  const groups = cameraGroups();
   const signature = JSON.stringify(groups);
   if (select.dataset.signature !== signature) {
     select.dataset.signature = signature;
     select.replaceChildren(new Option("All cameras", ""), ...groups.map(choiceGroup));
   }
   select.value = chosen;
+}
+
+// What is chosen can be chosen, even if the service does not name it any more.
+function cameraGroups() {
+  const groups = new Map(health.devices.map(({ name, cameras }) => [name, new Set(cameras.map((one) => one.name))]));
+  if (view.device && !groups.has(view.device)) groups.set(view.device, new Set());
+  if (view.camera) groups.get(view.device).add(view.camera);
+  return [...groups].map(([device, cameras]) => [device, [...cameras].sort(byName)]);
 }
 
 function choiceGroup([device, cameras]) {
@@ -212,7 +222,8 @@ async function enter(signal) {
 async function exportShown(button) {
   const window = shown ? { since: shown.since, until: shown.until } : chosenTime();
   button.disabled = true;
-  await download(button.dataset.format, { ...filters(), ...window }).catch((error) => troubled(error, session.signal));
+  const { signal } = session;
+  await download(button.dataset.format, { ...filters(), ...window }).catch((error) => troubled(error, signal));
   button.disabled = false;
   button.focus();
 }
@@ -234,7 +245,9 @@ function listen() {
     lanes.all = !lanes.all;
     draw();
   });
-  for (const button of document.querySelectorAll("[data-format]")) button.addEventListener("click", () => exportShown(button));
+  for (const button of document.querySelectorAll("[data-format]")) {
+    button.addEventListener("click", () => exportShown(button));
+  }
   window.addEventListener("hashchange", () => key.takeFromAddress() && open());
   document.addEventListener("visibilitychange", poll);
   setInterval(() => shown && session && !document.hidden && drawAges(), 1000);
@@ -246,7 +259,8 @@ function start() {
   setTheme(localStorage.getItem(THEME) ?? "auto");
   drawSpans();
   scrub($("histogram"), describeBin);
-  say($("edge-command"), `DISTILL_KEY=KEY distill edge model=runs/quickstart/distilled cameras.door=0 cloud=${location.origin}`);
+  const command = "DISTILL_KEY=KEY distill edge model=runs/quickstart/distilled cameras.door=0";
+  say($("edge-command"), `${command} cloud=${location.origin}`);
   listen();
   open();
 }

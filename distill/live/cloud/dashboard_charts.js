@@ -15,9 +15,13 @@ function scrub(plot, describe) {
   plot.addEventListener("pointermove", (event) => tellAt(plot, event.clientX));
   plot.addEventListener("pointerdown", (event) => tellAt(plot, event.clientX));
   plot.addEventListener("pointerleave", hush);
-  plot.addEventListener("focus", () => plot.matches(":focus-visible") && tell(plot, Number(plot.getAttribute("aria-valuenow"))));
+  plot.addEventListener("focus", () => plot.matches(":focus-visible") && tell(plot, placeOf(plot)));
   plot.addEventListener("blur", hush);
   plot.addEventListener("keydown", steer);
+}
+
+function placeOf(plot) {
+  return Number(plot.getAttribute("aria-valuenow"));
 }
 
 function scrubbable(plot, size, label) {
@@ -29,7 +33,7 @@ function scrubbable(plot, size, label) {
     flag(plot, "aria-valuenow", Math.max(0, size - 1));
   }
   flag(plot, "aria-label", label);
-  flag(plot, "aria-valuetext", inWords(known.describe(Number(plot.getAttribute("aria-valuenow")))));
+  flag(plot, "aria-valuetext", inWords(known.describe(placeOf(plot))));
 }
 
 function inWords(description) {
@@ -41,7 +45,8 @@ function inWords(description) {
 // Many plots beneath each other are one stop; up and down move between them.
 function oneStop() {
   const plots = [...$("lane-list").querySelectorAll(".plot")];
-  const current = plots.find((plot) => plot === document.activeElement) ?? plots.find((plot) => plot.tabIndex === 0) ?? plots[0];
+  const focused = plots.find((plot) => plot === document.activeElement);
+  const current = focused ?? plots.find((plot) => plot.tabIndex === 0) ?? plots[0];
   for (const plot of plots) plot.tabIndex = plot === current ? 0 : -1;
 }
 
@@ -53,13 +58,14 @@ function neighbour(plot, step) {
 function steer(event) {
   const plot = event.currentTarget;
   const { size } = scrubbed.get(plot);
-  const now = Number(plot.getAttribute("aria-valuenow"));
-  const goal = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: size - 1, PageUp: now - 10, PageDown: now + 10 }[event.key];
+  const now = placeOf(plot);
+  const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
+  const step = steps[event.key];
   const other = { ArrowUp: -1, ArrowDown: 1 }[event.key];
   if (event.key === "Escape") hush();
-  if (goal === undefined && other === undefined) return;
+  if (step === undefined && other === undefined) return;
   event.preventDefault();
-  if (goal !== undefined) return tell(plot, Math.max(0, Math.min(size - 1, goal)));
+  if (step !== undefined) return tell(plot, Math.max(0, Math.min(size - 1, now + step)));
   const next = plot.closest("#lane-list") && neighbour(plot, other);
   if (!next) return;
   plot.tabIndex = -1;

@@ -35,15 +35,15 @@ function share(node, part) {
 function keyed(parent, items, keyOf, create, update) {
   const left = new Map(Array.from(parent.children, (node) => [node.dataset.key, node]));
   let place = parent.firstElementChild;
-  items.forEach((item, number) => {
+  for (const item of items) {
     const key = keyOf(item);
     const node = left.get(key) ?? create(item);
     left.delete(key);
     node.dataset.key = key;
-    update(node, item, number);
+    update(node, item);
     if (node === place) place = place.nextElementSibling;
     else parent.insertBefore(node, place);
-  });
+  }
   for (const node of left.values()) node.remove();
 }
 

@@ -39,14 +39,16 @@ function whyLocked(error) {
 }
 
 function showClassifier({ classes, kind, version, encoder, keep_days }) {
-  const kept = keep_days ? `predictions are kept for ${count(keep_days, "day")}` : "predictions are kept for good";
-  say($("made"), `${kind} of ${count(classes.length, "action")} · encoder ${encoder} · ${kept} · distill ${version}`);
+  const kept = keep_days ? count(keep_days, "day") : "good";
+  const what = `${kind} of ${count(classes.length, "action")}`;
+  say($("made"), [what, `encoder ${encoder}`, `predictions are kept for ${kept}`, `distill ${version}`].join(" · "));
 }
 
 // A file needs the key, too, which a plain link cannot carry.
 async function download(format, values) {
   const response = await request("v1/export", { ...values, format });
-  const name = /filename="?([^";]+)/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? `predictions.${format}`;
+  const told = response.headers.get("Content-Disposition") ?? "";
+  const name = /filename="?([^";]+)/.exec(told)?.[1] ?? `predictions.${format}`;
   const link = document.createElement("a");
   link.href = URL.createObjectURL(await response.blob());
   link.download = name;

@@ -84,14 +84,16 @@ function drawCamera(node, camera) {
   for (const cell of node.querySelectorAll(".number")) cell.classList.toggle("zero", /^[0–]$/.test(cell.textContent));
 }
 
+function drawFact(node, [name, value, warn]) {
+  fill(node, { name, value: warn ? `⚠ ${value}` : value });
+  flag(node, "data-warn", Boolean(warn));
+  flag(node, "title", value);
+}
+
 function drawDevice(node, device) {
   say(part(node, "name"), device.name);
-  keyed(part(node, "facts"), deviceFacts(device), ([name]) => name, () => clone("t-fact"), (fact, [name, value, warn]) => {
-    fill(fact, { name, value: warn ? `⚠ ${value}` : value });
-    flag(fact, "data-warn", Boolean(warn));
-    flag(fact, "title", value);
-  });
-  const cameras = device.cameras.filter(({ name }) => !view.camera || name === view.camera);
+  keyed(part(node, "facts"), deviceFacts(device), ([name]) => name, () => clone("t-fact"), drawFact);
+  const cameras = device.cameras.filter(inView);
   cameras.sort((one, other) => byName(one.name, other.name));
   keyed(part(node, "cameras"), cameras, ({ name }) => name, () => clone("t-camera"), drawCamera);
   say(part(node, "tally"), tally(cameras));
@@ -165,7 +167,7 @@ function cameraState(status, silent) {
 
 function drawCounts() {
   const devices = shownDevices();
-  const cameras = devices.flatMap((device) => device.cameras.filter(({ name }) => !view.camera || name === view.camera));
+  const cameras = devices.flatMap((device) => device.cameras.filter(inView));
   const silent = devices.filter(isSilent).length;
   const lost = cameras.filter(({ status }) => status?.state === "lost").length;
   say($("device-count"), whole.format(devices.length));

@@ -15,15 +15,17 @@ function cameraKey(device, camera) {
 // What the service counted, as lanes: bars[bucket][slot] clips; names[bucket] the actions of a bucket.
 function layLanes(summary, cameras) {
   const size = Math.round((summary.until - summary.since) / summary.bucket);
-  const found = new Map(cameras.map(([device, camera]) => [cameraKey(device, camera), emptyLane(device, camera, size)]));
+  const found = new Map();
+  for (const [device, camera] of cameras) found.set(cameraKey(device, camera), emptyLane(device, camera, size));
   for (const { start, device, camera, label, count } of summary.counts) {
     const name = cameraKey(device, camera);
     if (!found.has(name)) found.set(name, emptyLane(device, camera, size));
     const place = Math.floor((start - summary.since) / summary.bucket + 1e-6);
     if (place >= 0 && place < size) addBar(found.get(name), place, label, count);
   }
-  const list = [...found.values()].sort((one, other) => byName(one.device, other.device) || byName(one.camera, other.camera));
-  const most = list.flatMap((lane) => lane.bars.map((bar) => bar?.total ?? 0));
+  const order = (one, other) => byName(one.device, other.device) || byName(one.camera, other.camera);
+  const list = [...found.values()].sort(order);
+  const most = list.map((lane) => lane.bars.reduce((top, bar) => Math.max(top, bar?.total ?? 0), 0));
   return { list, size, since: summary.since, bucket: summary.bucket, top: Math.max(1, ...most) };
 }
 
@@ -68,7 +70,7 @@ function newLane() {
   return node;
 }
 
-function drawLane(node, lane, number) {
+function drawLane(node, lane) {
   const { size, top } = lanes.data;
   fill(node, { camera: lane.camera, device: lane.device, total: whole.format(lane.total) });
   flag(node, "title", `${lane.camera} of ${lane.device}`);
@@ -78,7 +80,7 @@ function drawLane(node, lane, number) {
     flag(svg.children[slot], "d", path);
     svg.children[slot].classList.toggle("dim", lanes.only !== null && lanes.only !== slot);
   });
-  scrubbable(part(node, "plot"), size, `${lane.camera} of ${lane.device}, ${count(lane.total, "clip")}: time`, number === 0);
+  scrubbable(part(node, "plot"), size, `${lane.camera} of ${lane.device}, ${count(lane.total, "clip")}: time`);
 }
 
 function describeBucket(name, place) {

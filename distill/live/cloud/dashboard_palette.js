@@ -15,8 +15,11 @@ const palette = {
     if (this.classes.length && this.classes.length <= COLOURS) return;
     const ranked = [...totals].sort((one, other) => other[1] - one[1]).map(([label]) => label);
     const frequent = new Set(ranked.slice(0, COLOURS));
-    for (const label of this.slots.keys()) if (!frequent.has(label) && this.slots.size > COLOURS - frequent.size) this.slots.delete(label);
-    for (const label of frequent) if (!this.slots.has(label)) this.give(label);
+    for (const label of frequent) {
+      if (this.slots.has(label)) continue;
+      if (this.slots.size === COLOURS) this.slots.delete([...this.slots.keys()].find((rare) => !frequent.has(rare)));
+      this.give(label);
+    }
   },
   give(label) {
     const taken = new Set(this.slots.values());
@@ -40,7 +43,7 @@ function paint(node, slot) {
   node.dataset.slot = name;
 }
 
-function otherLabel(labels) {
+function together(labels) {
   return labels.size === 1 ? [...labels][0] : `other (${labels.size})`;
 }
 
@@ -49,12 +52,12 @@ function ranking(counts) {
   const found = new Map();
   for (const { label, count, confidence } of counts) {
     const slot = palette.slot(label);
-    const entry = found.get(slot) ?? { label: slot === OTHER ? null : label, slot, count: 0, sure: 0, labels: new Set() };
+    const entry = found.get(slot) ?? { slot, count: 0, sure: 0, labels: new Set() };
     entry.count += count;
     entry.sure += count * confidence;
     entry.labels.add(label);
     found.set(slot, entry);
   }
-  const entries = [...found.values()].map((entry) => ({ ...entry, label: entry.label ?? otherLabel(entry.labels) }));
+  const entries = [...found.values()].map((entry) => ({ ...entry, label: together(entry.labels) }));
   return entries.sort((one, other) => (one.slot === OTHER) - (other.slot === OTHER) || other.count - one.count);
 }
