@@ -8,11 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill import command
 from distill.clips import motion
-from distill.deploy.card import ExportCard, Port
+from distill.deploy.card import SUFFIXES, ExportCard, Port
 from distill.deploy.forms import open_run
 from distill.deploy.recogniser import Recogniser
 from distill.deploy.sessions import Arrays
+
+BATCH = 3
+FEW = ("clips=4", "calibration=8", "agreement=0", "cosine=0")
+MAKERS = {"onnx": ("onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
+MAKERS |= {"litert": ("litert_torch", "ai_edge_quantizer"), "executorch": ("executorch", "torchao")}
+SAME = 1e-5  # of the largest answer: how far apart what a file says alone and in company may be
+OTHER = {"fp32": 5e-5, "int8": 0.1}  # and what two files say, which may round elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +82,51 @@ def test_a_student_in_torch_takes_any_number(form: str, run: Path) -> None:
     alone = np.stack([student.clip(clip) for clip in frames])
     for count in (0, 1, 5, 7):
         assert student.clips(frames[:count]) == pytest.approx(alone[:count], abs=1e-5)
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("form", ["whole", "encoder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "onnx",
+        "openvino",
+        pytest.param("litert", marks=pytest.mark.slow),
+        pytest.param("executorch", marks=pytest.mark.slow),
+    ],
+)
+def test_a_file_that_takes_several_clips(name: str, form: str, run: Path, tmp_path: Path) -> None:
+    for module in MAKERS[name]:
+        pytest.importorskip(module)
+    asked = [f"run={run}", f"out={tmp_path}", f"to={name}", f"form={form}", "precision=fp32,int8", *FEW]
+    assert command.run("export", [*asked, f"batch={BATCH}"]) == 0
+    assert command.run("export", asked) == 0
+    student = open_run(run, form)
+    frames = clips(student.card, 2 * BATCH + 1)
+    wanted = student.clips(frames)
+    for precision, other in OTHER.items():
+        single, several = (
+            Recogniser.open(tmp_path / f"{form}-{precision}{batch}{SUFFIXES[name]}") for batch in ("", f"-batch{BATCH}")
+        )
+        assert (single.card.batch, several.card.batch) == (1, BATCH)
+        assert several.card.verified["clips"] == single.card.verified["clips"]
+        scale = float(np.abs(wanted).max())
+        alone = np.stack([several.clip(clip) for clip in frames])
+        assert np.abs(alone - wanted).max() <= {"fp32": 1e-4, "int8": 0.15}[precision] * scale
+        assert np.abs(single.clips(frames) - alone).max() <= other * scale
+        for count in (0, 1, BATCH, BATCH + 1, 2 * BATCH, len(frames)):
+            assert np.abs(several.clips(frames[:count]) - alone[:count]).max(initial=0) <= SAME * scale
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["batch=0"], "batch is 0; it is at least 1"),
+        (["batch=2", "form=whole,stream"], "batch=2 is of clips, and form=stream takes frame by frame"),
+    ],
+)
+def test_a_batch_that_cannot_be(more: list[str], told: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run("export", [f"run={run}", *more]) == 2
+    assert told in capsys.readouterr().err

@@ -83,6 +83,15 @@ def test_a_card_says_again_what_it_was_told(format: str, tmp_path: Path) -> None
     assert read_export(file) == other
 
 
+@pytest.mark.parametrize("form", ["whole", "encoder"])
+def test_a_card_of_several_clips(form: str, tmp_path: Path) -> None:
+    file = an_export(tmp_path)
+    ports = replace(CLIP, shape=(5, *CLIP.shape[1:])), replace(LOGITS, shape=(5, 2))
+    write_card(file, replace(read_export(file), form=form, inputs=[ports[0]], outputs=[ports[1]]))
+    card = read_export(file)
+    assert (card.batch, card.file_name) == (5, f"{form}-int8-batch5.tflite")
+
+
 @pytest.mark.parametrize("format", list(SUFFIXES))
 def test_a_file_that_is_not_what_was_sealed(format: str, tmp_path: Path) -> None:
     for number in range(len(files_of(tmp_path / f"x{SUFFIXES[format]}"))):
@@ -169,6 +178,10 @@ def test_a_port_that_was_edited(port: dict[str, Any], tmp_path: Path) -> None:
         {"form": "stream"},
         {"inputs": [replace(CLIP, shape=(-1, 4, 8, 8, 3))]},
         {"inputs": [replace(CLIP, shape=(1, 8, 8, 3))]},
+        {"inputs": [replace(CLIP, shape=())]},
+        {"inputs": [replace(CLIP, shape=(5, 4, 8, 8, 3))]},
+        {"outputs": [replace(LOGITS, shape=(5, 2))]},
+        {"form": "encoder", "outputs": [replace(LOGITS, shape=(5, 2))]},
         {"outputs": [replace(LOGITS, shape=(1, 3))]},
         {"outputs": [replace(LOGITS, scale=float("nan"))]},
         {"verified": {"top1": "all"}},

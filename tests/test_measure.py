@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill import command
-from distill.checkpoint import fingerprint_student
+from distill.checkpoint import fingerprint_student, load_student
 from distill.deploy import measure_race
 from distill.deploy.card import ExportCard, Port, read_export, sealed, write_card
-from distill.deploy.forms import TorchSession, load_form, make_card, open_run
+from distill.deploy.forms import TorchSession, load_form, make_card, make_form, open_run
 from distill.deploy.measure_race import Asked, LostError, Worker, race
 from distill.deploy.measure_request import Options, read
 from distill.deploy.measure_torch import Elsewhere
-from distill.deploy.measure_worker import caller, video
+from distill.deploy.measure_worker import caller, turn, video
 from distill.deploy.recogniser import Recogniser
 from distill.run_log import Talk
 
@@ -134,7 +135,7 @@ def test_an_exported_file_meets_no_torch(file: Path) -> None:
     ready, turn = map(json.loads, done.stdout.splitlines())
     assert (ready["frames"], ready["size"]) == (8, 16)
     assert len(turn["wall_ms"]) == len(turn["cpu_ms"]) >= 3
-    assert turn["calls"] > len(turn["wall_ms"])
+    assert turn["answers"] > len(turn["wall_ms"])
     modules = {name.partition(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}
     assert "onnxruntime" in modules
     assert not modules & {"torch", "rich", "omegaconf", "jinja2", "matplotlib", "pandas", "sklearn", "psutil"}
@@ -348,6 +349,27 @@ def test_where_no_figures_can_go(file: Path, tmp_path: Path, capsys: Capture) ->
 def test_a_run_knows_how_much_of_time_its_clips_span(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert open_run(run, "whole").card.seconds == summary["clip_seconds"] == pytest.approx(1.2)
+
+
+def test_a_file_of_several_clips_is_measured_by_the_clip(run: Path, tmp_path: Path) -> None:
+    file, batch = tmp_path / "whole-fp32-batch4.onnx", 4
+    form = make_form("whole", load_student(run), batch)
+    torch.onnx.export(form, form.example(), str(file), dynamo=True, external_data=False, verbose=False)
+    card = make_card(run, "whole", form, load_form(run, "whole")[1], 2.0)
+    write_card(file, replace(card, format="onnx", verified=VERIFIED, **sealed([file])))
+    assert command.run("measure", [f"files={file}", "threads=1", f"out={tmp_path}", *QUICK]) == 0
+    (row,) = measured(tmp_path)["rows"]
+    assert (row["kind"], row["failed"]) == ("onnx fp32, batch 4", "")
+    assert row["frames_per_second"] == pytest.approx(8e3 / row["median_ms"])
+    for told in row["rounds"].values():
+        assert told["answers"] % batch == 0
+        assert told["answers"] > batch * len(told["wall_ms"])
+
+
+def test_an_answer_s_time_is_its_share_of_a_call() -> None:
+    told = turn(lambda: time.sleep(0.02), 5, 0.001)
+    assert told["answers"] == 5 * (len(told["wall_ms"]) + 1)
+    assert all(4 <= ms < 20 for ms in told["wall_ms"])
 
 
 @pytest.mark.parametrize("form", ["whole", "stream"])

@@ -18,7 +18,7 @@ POINTS = st.lists(st.tuples(st.integers(1, 6).map(float), st.integers(0, 6).map(
 
 
 def turn(*wall: float, **more: Any) -> dict[str, Any]:
-    return {"wall_ms": list(wall), "cpu_ms": [2 * ms for ms in wall], "calls": len(wall) + 1, **more}
+    return {"wall_ms": list(wall), "cpu_ms": [2 * ms for ms in wall], "answers": len(wall) + 1, **more}
 
 
 def test_times_are_of_all_calls_of_all_rounds() -> None:

@@ -47,9 +47,10 @@ class Port:
 
 @dataclass(frozen=True)
 class ExportCard:
-    """Of an exported student. The first input is the video, RGB [1,T,H,W,3] (of a stream one frame, [1,H,W,3]) with
-    pixels of 0 to 255, which the file normalises itself; the first output is the answer. A stream's other inputs are
-    its state, at first zeros, and its other outputs, in the same order, are the state before the next frame."""
+    """Of an exported student. The first input is the video, RGB [N,T,H,W,3], so many clips at once as the file takes
+    (of a stream one frame, [1,H,W,3]), with pixels of 0 to 255, which the file normalises itself; the first output is
+    the answer. A stream's other inputs are its state, at first zeros, and its other outputs, in the same order, are the
+    state before the next frame."""
 
     form: str
     """whole: a clip's logits; encoder: its latent; stream: the logits of the latest frames, after each frame."""
@@ -74,6 +75,16 @@ class ExportCard:
     """Size of the file, or the files."""
     sha256: str = ""
     version: int = VERSION
+
+    @property
+    def batch(self) -> int:
+        """Clips, or frames, of one call."""
+        return self.inputs[0].shape[0]
+
+    @property
+    def file_name(self) -> str:
+        batch = f"-batch{self.batch}" if self.batch > 1 else ""
+        return f"{self.form}-{self.precision}{batch}{SUFFIXES[self.format]}"
 
 
 def card_path(file: Path) -> Path:
@@ -138,14 +149,14 @@ def _check_numbers(card: ExportCard) -> None:
 
 def _check_shapes(card: ExportCard) -> None:
     """What goes in and comes out is what the rest of the card speaks of."""
-    picture, answers = (card.size, card.size, 3), len(card.classes)
-    wanted = (1, *picture) if card.form == "stream" else (1, card.frames, *picture)
+    picture, answers, batch = (card.size, card.size, 3), len(card.classes), card.inputs[0].shape[:1]
+    wanted = (1, *picture) if card.form == "stream" else (*batch, card.frames, *picture)
     if card.inputs[0].shape != wanted:
         raise ValueError(f"{card.inputs[0].name} is {card.inputs[0].shape}, not {wanted}")
     if not answers or not all(isinstance(name, str) for name in card.classes):
         raise ValueError("classes are not names")
     given = card.outputs[0].shape
-    if given != (1, answers) and (card.form != "encoder" or len(given) != 2):
+    if given != (*batch, answers) and (card.form != "encoder" or len(given) != 2 or given[:1] != batch):
         raise ValueError(f"{card.outputs[0].name} is {given}, which does not fit {answers} classes")
 
 

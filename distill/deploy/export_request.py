@@ -26,6 +26,8 @@ class Options:
     """fp32, or int8: weights and activations in 8 bits."""
     form: list[str] = field(default_factory=lambda: ["whole"])
     """whole: clip to logits; encoder: clip to latent; stream: frame and state to logits and the next state."""
+    batch: int = 1
+    """Clips that a file takes in one call; a stream takes one frame."""
     calibration: int = 256
     """Training clips whose activations set the ranges of int8."""
     split: str = "val"
@@ -72,9 +74,11 @@ def _check(options: Options) -> None:
             raise UserError(f"{key}= names {', '.join(values) or 'nothing'}; each of {', '.join(known)} at most once")
     if options.split not in SPLITS:
         raise UserError(f"there is no split={options.split}; known: {', '.join(SPLITS)}")
-    for key, least in (("calibration", 1), ("clips", 0)):
+    for key, least in (("batch", 1), ("calibration", 1), ("clips", 0)):
         if getattr(options, key) < least:
             raise UserError(f"{key} is {getattr(options, key)}; it is at least {least}")
+    if options.batch > 1 and "stream" in options.form:
+        raise UserError(f"batch={options.batch} is of clips, and form=stream takes frame by frame; export it by itself")
     for key in ("agreement", "cosine"):
         if not 0 <= getattr(options, key) <= 1:
             raise UserError(f"{key} is {getattr(options, key)}; it is between 0 and 1")

@@ -17,13 +17,13 @@ import numpy as np
 
 from distill.checkpoint import fingerprint_student, student_folder
 from distill.clips.clipset import ClipSet
-from distill.deploy.card import SECONDS, SUFFIXES, ExportCard, card_path, files_of, sealed, write_card
+from distill.deploy.card import SECONDS, ExportCard, card_path, files_of, sealed, write_card
 from distill.deploy.conversion import Conversion, converter
 from distill.deploy.export_request import Options, Request
 from distill.deploy.forms import Form, TorchSession, make_card, make_form
 from distill.deploy.quiet import quiet
 from distill.deploy.real_clips import RealClips, plain_clips, take
-from distill.deploy.recogniser import Recogniser
+from distill.deploy.recogniser import Recogniser, groups
 from distill.deploy.sessions import first_line, open_session
 from distill.deploy.verify import Reference, ask_student, compare, complaint
 from distill.errors import UserError
@@ -47,8 +47,9 @@ def export(request: Request) -> dict[str, Any]:
 
     INT8 is calibrated with the run's training clips. Every file is opened in its own runtime and compared with the
     student in torch on clips of the split; one that says something else too often is refused, with the figures.
-    Leaves RUN/export/FORM-PRECISION.SUFFIX, and beside it the same with .json: classes, what goes in and comes out,
-    the clip that the student wants, versions, and the comparison. The file's own metadata says so too.
+    Leaves RUN/export/FORM-PRECISION.SUFFIX, or with batch=5, of files that take so many clips at once,
+    FORM-PRECISION-batch5.SUFFIX; and beside it the same with .json: classes, what goes in and comes out, the clip that
+    the student wants, versions, and the comparison. The file's own metadata says so too.
     """
     talk, options = Talk(), request.options
     for name in options.to:
@@ -119,7 +120,7 @@ class Shown:
 
 def _open(shown: Shown, name: str) -> Source:
     run, loaded = shown.request.run, shown.loaded
-    form = make_form(name, loaded.student)
+    form = make_form(name, loaded.student, shown.request.options.batch)
     card = make_card(run, name, form, loaded, shown.clips.seconds or SECONDS)
     reference = ask_student(loaded.student, shown.compared, name)
     samples = _samples(form, card, shown.calibration) if "int8" in shown.request.options.precision else []
@@ -130,7 +131,7 @@ def _open(shown: Shown, name: str) -> Source:
 def _samples(form: Form, card: ExportCard, clips: RealClips) -> list[list[np.ndarray]]:
     """What the form is given when it is shown these clips; of a stream, one frame of each clip and its first one."""
     if card.form != "stream":
-        return [[np.array(clip[None])] for clip in clips.frames]
+        return [[np.array(some)] for some in groups(clips.frames, card.batch)]
     session, found = TorchSession(form), []
     blank = [value.numpy() for value in form.example()[1:]]
     for place, clip in enumerate(clips.frames):
@@ -144,7 +145,7 @@ def _samples(form: Form, card: ExportCard, clips: RealClips) -> list[list[np.nda
 
 def _make(source: Source, name: str, precision: str, folder: Path, options: Options) -> tuple[ExportCard, str]:
     """The file in its place, if it is good enough; what is known of it, and why it is not there."""
-    file = folder / f"{source.card.form}-{precision}{SUFFIXES[name]}"
+    file = folder / replace(source.card, format=name, precision=precision).file_name
     make_folder(folder)
     with TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
         part = Path(scratch, file.name)
@@ -190,8 +191,8 @@ def _publish(part: Path, file: Path, card: ExportCard) -> None:
 
 
 def _row(card: ExportCard, why: str, seconds: float) -> list[str]:
-    found, name = card.verified, f"{card.form}-{card.precision}{SUFFIXES[card.format]}"
+    found = card.verified
     agreement = percent(found["agreement"]) if "agreement" in found else f"cosine {found['cosine']:.4f}"
     tops = [percent(found[key]) if key in found else "" for key in ("top1", "student_top1")]
-    shown = f"{name} refused" if why else name
+    shown = f"{card.file_name} refused" if why else card.file_name
     return [shown, f"{card.bytes / 1e6:.2f}", agreement, *tops, f"{found['max_error']:.2g}", f"{seconds:.0f}"]

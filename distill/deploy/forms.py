@@ -30,9 +30,9 @@ class Whole(nn.Module):
 
     inputs, outputs = ("clip",), ("logits",)
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: Student, batch: int = 1) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.batch = student, batch
 
     def forward(self, clip: Tensor) -> Tensor:
         logits: Tensor = self.student(_video(clip)).logits
@@ -41,7 +41,7 @@ class Whole(nn.Module):
     def example(self) -> tuple[Tensor, ...]:
         """Black frames."""
         spec = self.student.spec
-        return (torch.zeros(1, spec.frames, spec.size, spec.size, 3),)
+        return (torch.zeros(self.batch, spec.frames, spec.size, spec.size, 3),)
 
 
 class Encoder(Whole):
@@ -77,16 +77,16 @@ def _outside(state: Sequence[Tensor]) -> list[Tensor]:
     return [value.permute(0, 2, 3, 1) if value.dim() == 4 else value for value in state]
 
 
-FORMS: dict[str, Any] = {"whole": Whole, "encoder": Encoder, "stream": Stream}
+CLIPS: dict[str, type[Whole]] = {"whole": Whole, "encoder": Encoder}
 Form = Whole | Stream
 
 
-def make_form(name: str, student: Student) -> Form:
-    """The student in this form, in evaluation mode."""
+def make_form(name: str, student: Student, batch: int = 1) -> Form:
+    """The student in this form, in evaluation mode, for so many clips at once; a stream is of one."""
     if name == "stream" and not hasattr(student, "step"):
         raise UserError(f"form=stream is for students that go frame by frame; {type(student).__name__} does not")
     try:
-        form: Form = FORMS[name](student.eval())
+        form: Form = CLIPS[name](student.eval(), batch) if name in CLIPS else Stream(student.eval())
     except ValueError as error:
         raise UserError(f"form={name}: {error}") from error
     return form.eval()

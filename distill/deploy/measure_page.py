@@ -26,6 +26,7 @@ METHOD = [
     "back in the processor's memory.",
     "ms is time on the clock; CPU ms is the processor time of the process, all its threads together, whatever "
     "else the machine does; frames a second per core are counted by it. Median and 90th percentile are over all calls.",
+    "A file that takes several clips at once is asked about so many; its times are one clip's share of a call.",
     "Times eager is the median, over rounds, of torch eager's median in a round over the row's in that round, "
     "with as many threads; with its quartiles.",
     "Memory is what the whole process holds (resident, shared libraries included): after its libraries were loaded, "

@@ -109,7 +109,7 @@ def doubts(table: Sequence[Row], around: Surroundings, instructions: Sequence[st
             f"the machine was loaded: other programs took {around.others_cores:.2f} of {cores()} processors; CPU "
             "time and ratios on one thread suffer least; measure again when it is quiet"
         )
-    if instructions and not set(OF_INT8) & set(instructions) and any(row["kind"].endswith("int8") for row in table):
+    if instructions and not set(OF_INT8) & set(instructions) and any("int8" in row["kind"] for row in table):
         yield "this processor has no instructions for 8-bit numbers, so INT8 makes files smaller and little faster here"
     eager = [row for row in table if (row["how"], row["device"]) == ("eager", "cpu") and not row["failed"]]
     for row in eager:

@@ -38,13 +38,13 @@ def ratio(rounds: Rounds, reference: Rounds, key: str = "wall_ms") -> dict[str, 
 
 def energy(rounds: Rounds, idle_watts: float | None) -> dict[str, float] | None:
     """Joules of an answer: all that the processors took in a turn, and what is left without what they take idle."""
-    told = [(turn["joules"], turn["turn_seconds"], turn["calls"]) for turn in rounds.values()]
+    told = [(turn["joules"], turn["turn_seconds"], turn["answers"]) for turn in rounds.values()]
     if idle_watts is None or not told or any(joules is None for joules, *_ in told):
         return None
     return {
-        "joules": float(np.median([joules / calls for joules, _, calls in told])),
+        "joules": float(np.median([joules / answers for joules, _, answers in told])),
         "joules_above_idle": float(
-            np.median([(joules - idle_watts * seconds) / calls for joules, seconds, calls in told])
+            np.median([(joules - idle_watts * seconds) / answers for joules, seconds, answers in told])
         ),
     }
 

@@ -95,4 +95,5 @@ def _exported(
         return
     for count in threads:
         asked = Asked(str(file), card.form, count)
-        yield Subject(f"{card.format} {card.precision}", asked, run, card, card.bytes)
+        batch = f", batch {card.batch}" if card.batch > 1 else ""
+        yield Subject(f"{card.format} {card.precision}{batch}", asked, run, card, card.bytes)

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from distill.deploy.card import read_export
+from distill.deploy.card import ExportCard, read_export
 from distill.deploy.recogniser import Recogniser
 from distill.deploy.sessions import NEEDED, first_line, open_session
 from distill.errors import UserError
@@ -47,7 +47,7 @@ def _serve(asked: dict[str, Any], answers: TextIO) -> None:
     told = {"frames": 1 if recogniser.streams else card.frames, "size": card.size}
     _say(answers, {**told, "libraries": libraries, "loaded": loaded})
     for line in sys.stdin:
-        _say(answers, turn(call, **json.loads(line)))
+        _say(answers, turn(call, card.batch, **json.loads(line)))
 
 
 def opened(path: str, form: str, threads: int, how: str, device: str) -> tuple[Recogniser, int]:
@@ -65,18 +65,19 @@ def opened(path: str, form: str, threads: int, how: str, device: str) -> tuple[R
 
 
 def caller(recogniser: Recogniser) -> Callable[[], object]:
-    """A call that sees other frames each time."""
+    """A call that sees other frames each time, of as many clips as the file takes at once."""
     card = recogniser.card
     if recogniser.streams:
         frames = cycle(video(card.frames, card.size))
         return lambda: recogniser.frame(next(frames))
-    film = video(card.frames + WINDOWS - 1, card.size)
+    film = video(card.batch * card.frames + WINDOWS - 1, card.size)
     starts = cycle(range(WINDOWS))
-    return lambda: recogniser.clip(_window(film, next(starts), card.frames))
+    return lambda: recogniser.clips(_clips(film, next(starts), card))
 
 
-def _window(film: np.ndarray, start: int, frames: int) -> np.ndarray:
-    return film[start : start + frames]
+def _clips(film: np.ndarray, start: int, card: ExportCard) -> np.ndarray:
+    """One after the other, from this frame on."""
+    return film[start : start + card.batch * card.frames].reshape(card.batch, card.frames, *film.shape[1:])
 
 
 def video(frames: int, size: int) -> np.ndarray:
@@ -92,9 +93,10 @@ def video(frames: int, size: int) -> np.ndarray:
     return film
 
 
-def turn(call: Callable[[], object], seconds: float) -> dict[str, Any]:
-    """Milliseconds of calls, one after the other, for so many seconds: on the clock, and of the processor (all
-    threads). The first brings weights back into the processor's caches, after others had them, and does not count."""
+def turn(call: Callable[[], object], answers: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds of an answer, one of so many that each call gives, from calls that follow each other for so many
+    seconds: on the clock, and of the processor (all threads). The first call brings weights back into the processor's
+    caches, after others had them, and does not count."""
     call()
     calls, wall, work = 1, list[float](), list[float]()
     started = time.perf_counter()
@@ -103,9 +105,9 @@ def turn(call: Callable[[], object], seconds: float) -> dict[str, Any]:
         call()
         calls += 1
         if len(wall) < MOST:
-            wall.append(round(1e3 * (time.perf_counter() - before), 4))
-            work.append(round(1e3 * (time.process_time() - busy), 4))
-    return {"wall_ms": wall, "cpu_ms": work, "calls": calls, **memory()}
+            wall.append(round(1e3 * (time.perf_counter() - before) / answers, 4))
+            work.append(round(1e3 * (time.process_time() - busy) / answers, 4))
+    return {"wall_ms": wall, "cpu_ms": work, "answers": answers * calls, **memory()}
 
 
 def memory() -> dict[str, int]:

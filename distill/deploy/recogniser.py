@@ -5,7 +5,7 @@ Shape legend: N clips, T frames, H height, W width, K classes, L latent width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,17 +39,13 @@ class Recogniser:
 
     def clips(self, frames: np.ndarray) -> np.ndarray:
         """uint8 RGB [N,T,H,W,3] -> float32 [N,K], or of an encoder [N,L]: as many at once as a file takes, in torch
-        all. Where a file takes more than are left, the last clip stands in for the others."""
+        all."""
         taken, given = self.card.inputs[0], self.card.outputs[0]
-        answers = np.empty((len(frames), *given.shape[1:]), np.float32)
-        together = max(len(frames), 1) if self.card.format == TORCH else taken.shape[0]
-        for first in range(0, len(frames), together):
-            some = frames[first : first + together]
-            if len(some) < together:
-                some = frames.take(range(first, first + together), 0, mode="clip")
+        rows = [np.empty((0, *given.shape[1:]), np.float32)]
+        for some in groups(frames, max(len(frames), 1) if self.card.format == TORCH else self.card.batch):
             (answer,) = self.session([as_pixels(some, taken)])
-            answers[first : first + together] = as_numbers(answer, given)[: len(frames) - first]
-        return answers
+            rows.append(as_numbers(answer, given))
+        return np.concatenate(rows)[: len(frames)]
 
     def frame(self, frame: np.ndarray) -> np.ndarray:
         """uint8 RGB [H,W,3], the next frame -> logits [K]."""
@@ -75,6 +71,13 @@ def open_any(path: Path, form: str = "whole", threads: int = 1) -> Recogniser:
 
         return open_run(path, form, threads)
     return Recogniser.open(path, threads)
+
+
+def groups(clips: np.ndarray, together: int) -> Iterator[np.ndarray]:
+    """So many clips at a time; at the end the last one stands in for those that lack."""
+    for first in range(0, len(clips), together):
+        some = clips[first : first + together]
+        yield some if len(some) == together else clips.take(range(first, first + together), 0, mode="clip")
 
 
 def as_pixels(frames: np.ndarray, port: Port) -> np.ndarray:

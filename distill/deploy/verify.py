@@ -5,7 +5,7 @@ Shape legend: N clips, T frames, K classes, L latent width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +41,8 @@ def ask_student(student: Student, clips: RealClips, form: str) -> Reference:
 
 def compare(recogniser: Recogniser, reference: Reference) -> dict[str, float]:
     """How far the file is from the student; top-1 where clips have labels."""
-    ask = _played(recogniser) if recogniser.streams else recogniser.clip
-    said, wanted = np.stack([ask(clip) for clip in reference.clips.frames]), reference.answers
+    frames, wanted = reference.clips.frames, reference.answers
+    said = _played(recogniser, frames) if recogniser.streams else recogniser.clips(frames)
     found = {"clips": len(said), "max_error": float(np.abs(said - wanted).max())}
     found["relative_error"] = found["max_error"] / max(float(np.abs(wanted).max()), 1e-12)
     if recogniser.card.form == "encoder":
@@ -54,12 +54,13 @@ def compare(recogniser: Recogniser, reference: Reference) -> dict[str, float]:
     return found
 
 
-def _played(recogniser: Recogniser) -> Callable[[np.ndarray], np.ndarray]:
-    def ask(clip: np.ndarray) -> np.ndarray:
+def _played(recogniser: Recogniser, clips: np.ndarray) -> np.ndarray:
+    """What is said after the last frame of each."""
+    rows = []
+    for clip in clips:
         recogniser.forget()
-        return [recogniser.frame(frame) for frame in clip][-1]
-
-    return ask
+        rows.append([recogniser.frame(frame) for frame in clip][-1])
+    return np.stack(rows)
 
 
 def _cosines(said: np.ndarray, wanted: np.ndarray) -> Iterator[tuple[str, float]]:
