@@ -103,8 +103,8 @@ class Spool:
         """The cloud has them."""
         with self._lock:
             going = set(keys)
+            self._gone |= going - {item.key for item in self._came}
             self._came = deque(item for item in self._came if item.key not in going)
-            self._gone |= going
             self._write()
 
     def give_up(self, item: Spooled) -> None:
