@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -48,6 +49,7 @@ class Cloud:
 
 class Talking(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer is one packet
     cloud: Cloud
 
     def do_POST(self) -> None:
@@ -125,11 +127,13 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def running(port: int = 0) -> Iterator[Cloud]:
+def running(port: int = 0, context: ssl.SSLContext | None = None) -> Iterator[Cloud]:
     cloud = Cloud()
     handler = type("Handler", (Talking,), {"cloud": cloud})
     server = _Server(("127.0.0.1", port), handler)
-    cloud.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if context:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    cloud.url = f"http{'s' if context else ''}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

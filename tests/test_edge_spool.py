@@ -140,7 +140,9 @@ def test_one_edge_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     opened(tmp_path).close()
 
 
-@pytest.mark.parametrize("content", [b"no database at all, but long enough to be one" * 100, b"SQLite format 3\0" * 900])
+@pytest.mark.parametrize(
+    "content", [b"no database at all, but long enough to be one" * 100, b"SQLite format 3\0" * 900]
+)
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "spool.sqlite").write_bytes(content)
     with pytest.raises(UserError, match=r"spool.sqlite is damaged \(.*\); move it away, or choose another out="):
