@@ -28,6 +28,10 @@ JOBS = {
     "measure": "distill.deploy.measuring",
     "prune": "distill.deploy.pruning",
     "live": "distill.live.showing",
+    "edge": "distill.live.edge.running",
+    "cloud": "distill.live.cloud.serving",
+    "cloud devices": "distill.live.cloud.serving",
+    "cloud forget": "distill.live.cloud.serving",
     "quickstart": "distill.quickstart",
 }
 ASSUMED = {"quickstart": ("recipe=quickstart", "out=runs/quickstart")}  # what a job is given unless told otherwise
@@ -37,6 +41,10 @@ READERS = {  # of jobs that are asked for otherwise than by a recipe; one with O
     "measure": "distill.deploy.measure_request",
     "prune": "distill.deploy.prune_request",
     "live": "distill.live.request",
+    "edge": "distill.live.edge.request",
+    "cloud": "distill.live.cloud.request",
+    "cloud devices": "distill.live.cloud.device_request",
+    "cloud forget": "distill.live.cloud.request",
 }
 SHORT_LIST = 3
 SHORT = {"clips": dict.fromkeys(("prepare", "frames", "short_side"), "clips.")}  # what a job's own keys leave out

@@ -1,4 +1,4 @@
-"""What an edge and the cloud say to each other, as JSON or as msgpack: one set of types for both, checked as it is read.
+"""What an edge and the cloud say to each other, as JSON or as msgpack: one set of types, checked as they are read.
 
 Latents travel as plain lists of numbers, which people can read, or packed: float32, float16, or int8 with a scale of
 its own for each latent; in JSON the packed bytes are base64.
@@ -145,9 +145,10 @@ def dump(message: Any, media: str) -> bytes:
 
 def load(body: bytes, media: str, kind: type[Message]) -> Message:
     try:
-        return (msgspec.json if media == JSON else msgspec.msgpack).decode(body, type=kind)
+        found: Message = (msgspec.json if media == JSON else msgspec.msgpack).decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise WireError(f"this is no {kind.__name__}: {error or type(error).__name__}") from error
+    return found
 
 
 def pack(latent: np.ndarray, encoding: str) -> list[float] | Packed:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from distill.errors import UserError
 from distill.keys import RECIPES, find_recipe, named_recipe, read_group
@@ -75,25 +76,15 @@ class Options:
         return self.database or f"sqlite:///{Path(self.out, 'cloud.sqlite')}"
 
 
-@dataclass
-class DeviceOptions(Options):
-    add: str = ""
-    """Name of a device that may send from now on; its key is printed once."""
-    viewer: str = ""
-    """Name of somebody who may read from now on; the key is printed once."""
-    rotate: str = ""
-    """Name of a device or viewer that gets a new key; the old one is good for `grace_hours` more."""
-    grace_hours: float = 24.0
-    revoke: str = ""
-    """Name of a device or viewer whose keys are void from now on."""
+Asked = TypeVar("Asked", bound=Options)
 
 
 def read(arguments: Sequence[str]) -> Options:
     """`recipe=NAME key=value ...`; the recipe may be left away."""
-    return _read(Options, arguments)
+    return read_as(Options, arguments)
 
 
-def _read(kind: type[Options], arguments: Sequence[str]) -> Options:
+def read_as(kind: type[Asked], arguments: Sequence[str]) -> Asked:
     name, changes = named_recipe(arguments)
     options = read_group(kind, changes, find_recipe(name, FOLDER) if name else None)
     check(options)

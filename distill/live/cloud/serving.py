@@ -1,0 +1,125 @@
+"""The jobs: `cloud` serves, `cloud devices` says who may, `cloud forget` lets go of what is old."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from distill.errors import UserError
+from distill.live.cloud import access, device_request
+from distill.live.cloud.classifying import open_classifier
+from distill.live.cloud.database import open_database, shown
+from distill.live.cloud.forgetting import forget_old
+from distill.live.cloud.meters import FOLDER
+from distill.live.cloud.request import Options
+from distill.live.cloud.tables import DEVICE, VIEWER
+from distill.run_log import Talk
+
+FAREWELL_SECONDS = 3  # that pages which listen are given at the end
+
+
+def cloud(options: Options) -> dict[str, Any]:
+    """Take latents from edges, classify and keep them, and show who saw what when.
+
+    distill cloud recipe=cloud
+    distill cloud classifier=runs/tinyact/probe/svm.safetensors database=postgresql://me@db/actions workers=4
+    distill cloud devices recipe=cloud add=box1         the key of a box that may send, printed once
+    distill cloud forget recipe=cloud                   remove what is older than keep_days; the service does so itself
+
+    Serves a page at /, and for programs POST /v1/latents, GET /v1/predictions, /v1/cameras, /v1/summary, /v1/export,
+    /v1/stream, /health/live, /health/ready, /metrics, /openapi.json. At the first start a viewer's key is printed.
+    Ctrl-C ends it: what was taken is stored first.
+    """
+    talk = Talk()
+    engine = open_database(options.url)
+    classifier = open_classifier(options.classifier, options.encoder)
+    check_port(options.host, options.port)
+    key = access.first_viewer(engine) if options.readers == "key" else ""
+    engine.dispose()
+    talk.say(
+        f"{classifier.kind} knows {len(classifier.classes)} classes of latents of {classifier.width} numbers; "
+        f"{shown(options.url)} keeps what is seen"
+    )
+    talk.say(f"page: {address(options)}/{f'#key={key}' if key else ''}")
+    if key:
+        talk.say("the viewer's key is in that address, and told this once; distill cloud devices makes others")
+    serve(options)
+    return {}
+
+
+def address(options: Options) -> str:
+    host = "127.0.0.1" if options.host in ("0.0.0.0", "::", "") else options.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
+
+
+def check_port(host: str, port: int) -> None:
+    """That it is free shows before anything else is done."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot listen at {host}, port {port}: {error.strerror}; say port= or host=") from error
+
+
+def serve(options: Options) -> None:
+    """Until it is told to stop."""
+    os.environ["DISTILL_CLOUD_OPTIONS"] = msgspec.json.encode(options).decode()
+    with tempfile.TemporaryDirectory(prefix="distill-cloud-") as folder:
+        if options.workers > 1:
+            os.environ[FOLDER] = folder
+        uvicorn.run(
+            "distill.live.cloud.service:from_environment",
+            factory=True,
+            host=options.host,
+            port=options.port,
+            workers=options.workers,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=FAREWELL_SECONDS,
+        )
+
+
+def devices(options: device_request.Options) -> dict[str, Any]:
+    """Say who may send latents and who may read predictions, and show who may.
+
+    distill cloud devices recipe=cloud
+    distill cloud devices recipe=cloud add=box1
+    distill cloud devices recipe=cloud viewer=ann
+    distill cloud devices recipe=cloud rotate=box1 grace_hours=1
+    distill cloud devices recipe=cloud revoke=box1
+
+    Keys are printed once; the database knows their hashes only. A running service heeds all of it within seconds.
+    """
+    talk, engine = Talk(), open_database(options.url)
+    made = ""
+    if options.add or options.viewer:
+        name, role = (options.add, DEVICE) if options.add else (options.viewer, VIEWER)
+        made, why = access.add(engine, name, role), f"{role} {name}"
+    elif options.rotate:
+        made, why = access.rotate(engine, options.rotate, 3600 * options.grace_hours), options.rotate
+    elif options.revoke:
+        access.revoke(engine, options.revoke)
+    if made:
+        talk.say(f"key of {why}, told this once: {made}")
+    may = {DEVICE: "send", VIEWER: "read"}
+    rows = [(name, may[role], str(count)) for name, role, count in access.holders(engine)]
+    talk.table(shown(options.url), ("", "may", "good keys"), rows)
+    engine.dispose()
+    return {}
+
+
+def forget(options: Options) -> dict[str, Any]:
+    """Remove predictions older than keep_days, and latents older than latent_days.
+
+    distill cloud forget recipe=cloud keep_days=7
+    """
+    engine = open_database(options.url)
+    found = forget_old(engine, options)
+    engine.dispose()
+    return {"forgotten": found}

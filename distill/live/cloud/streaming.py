@@ -1,0 +1,87 @@
+"""New predictions, as they are stored, to whoever listens: server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+import sqlalchemy as sa
+from starlette.concurrency import run_in_threadpool
+
+from distill.live.cloud.reading import Filter, newest_id, page, spoken
+
+ALIVE_SECONDS = 15.0  # between two signs of life where there is nothing to say
+LOOK_SECONDS = 0.5  # between two looks for what other workers have stored
+AT_ONCE = 500  # predictions of one event
+
+
+class Hub:
+    """Knows the newest id, from this worker at once and from the others soon, while somebody listens."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine, self.newest, self.listeners, self.over = engine, 0, 0, False
+        self._news = asyncio.Condition()
+        self._loop = asyncio.get_running_loop()
+        self._looking: asyncio.Task[None] | None = None
+
+    def tell(self, newest: int) -> None:
+        """From any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._take(newest)))
+
+    async def close(self) -> None:
+        self.over = True
+        if self._looking:
+            self._looking.cancel()
+        await self._take(self.newest)
+
+    async def events(self, after: int | None, gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
+        """What came after an id, or from now on, as long as it is listened to."""
+        self.listeners += 1
+        try:
+            last = await run_in_threadpool(newest_id, self.engine) if after is None else after
+            self._look()
+            yield b"retry: 1000\n: listening\n\n"
+            said = time.monotonic()
+            while not self.over and not await gone():
+                try:
+                    rows = await run_in_threadpool(page, self.engine, Filter(), AT_ONCE, False, last)
+                except sa.exc.OperationalError:
+                    return  # the database is away: who listens comes again, and says where it was
+                if rows:
+                    last, said = rows[-1]["id"], time.monotonic()
+                    yield b"event: predictions\nid: %d\ndata: %b\n\n" % (last, msgspec.json.encode(spoken(rows)))
+                elif time.monotonic() - said > ALIVE_SECONDS:
+                    said = time.monotonic()
+                    yield b": alive\n\n"
+                if len(rows) < AT_ONCE:
+                    await self._wait(last)
+        finally:
+            self.listeners -= 1
+
+    async def _wait(self, last: int) -> None:
+        async with self._news:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait_for(lambda: self.over or self.newest > last), ALIVE_SECONDS / 5)
+
+    async def _take(self, newest: int) -> None:
+        async with self._news:
+            self.newest = max(self.newest, newest)
+            self._news.notify_all()
+
+    def _look(self) -> None:
+        if self._looking is None or self._looking.done():
+            self._looking = self._loop.create_task(self._look_around())
+
+    async def _look_around(self) -> None:
+        while self.listeners and not self.over:
+            try:
+                newest = await run_in_threadpool(newest_id, self.engine)
+            except sa.exc.OperationalError:
+                newest = 0
+            if newest > self.newest:
+                await self._take(newest)
+            await asyncio.sleep(LOOK_SECONDS)
