@@ -2,7 +2,6 @@
 // Asks every second how the edge is. What cameras, classes and the cloud are called is text, never markup.
 
 const EVERY_MS = 1000, PATIENCE_MS = 5000;
-const STATES = {starting: "starting", running: "running", lost: "lost", ended: "ended"};
 const at = (id) => document.getElementById(id);
 const whole = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", {maximumSignificantDigits: 3});
@@ -19,6 +18,10 @@ function span(seconds) {
     if (seconds >= 2 * length) return `${Math.floor(seconds / length)} ${unit}`;
   }
   return `${Math.round(Math.max(0, seconds))} s`;
+}
+
+function clips(count) {
+  return count === 1 ? "1 clip" : `${whole.format(count)} clips`;
 }
 
 function size(bytes) {
@@ -58,20 +61,22 @@ function camera(node, state, seen, dropped, now, cloud) {
   const [sign, source, why, label, share, when, meter, numbers] =
     [".state", ".source", ".why", ".label", ".share", ".when", "meter", ".numbers"].map((which) => node.querySelector(which));
   sign.className = `state ${state.state}`;
-  write(sign, STATES[state.state]);
-  write(source, seen.source);
+  write(sign, state.state);
+  write(source, /^\d+$/.test(seen.source) ? `webcam ${seen.source}` : seen.source);
+  source.title = seen.source;
   write(why, state.why);
   why.hidden = !state.why;
   const told = seen.told;
   write(label, told ? told.label : "");
+  label.hidden = !told;
   write(share, told ? `${Math.round(100 * told.confidence)} %` : cloud ? "nothing from the cloud yet" : "no cloud is asked");
   write(when, told ? `${span(now - told.captured)} ago` : "");
   meter.hidden = !told;
   meter.value = told ? told.confidence : 0;
   figures(numbers, [
-    ["Frames a second", short.format(state.fps)],
+    ["Frames/s", short.format(state.fps)],
     ["Frames", whole.format(state.frames)],
-    ["Frames left out", whole.format(state.frames_dropped)],
+    ["Left out", whole.format(state.frames_dropped)],
     ["Clips", whole.format(state.clips)],
     ["Clips missed", whole.format(state.clips_dropped + dropped), state.clips_dropped + dropped > 0],
     ["Came back", `${whole.format(state.reconnects)} ×`],
@@ -85,13 +90,13 @@ function show({edge, cameras, cloud, trouble, disk, dropped, refused}) {
   }
   edge.cameras.forEach((state, place) => camera(list.children[place], state, cameras[state.name], dropped[state.name] ?? 0, edge.sent, cloud));
   figures(at("sending"), [
-    ["Wait", `${whole.format(edge.spool_clips)} clips`, edge.spool_clips > 0 && trouble],
+    ["Wait", clips(edge.spool_clips), edge.spool_clips > 0 && trouble],
     ["On the disk", size(edge.spool_bytes)],
     ["The oldest waits", edge.spool_clips ? span(edge.spool_seconds) : "–"],
-    ["Arrived", `${whole.format(edge.sent_clips)} clips`],
-    ["Messages that failed", whole.format(edge.send_errors)],
-    ["Given up", `${whole.format(edge.spool_dropped)} clips`, edge.spool_dropped > 0],
-    ["Refused", `${whole.format(refused)} clips`, refused > 0],
+    ["Arrived", clips(edge.sent_clips)],
+    ["Send errors", whole.format(edge.send_errors)],
+    ["Given up", clips(edge.spool_dropped), edge.spool_dropped > 0],
+    ["Refused", clips(refused), refused > 0],
     ["Encoding a clip", `${short.format(edge.encode_ms)} ms`],
   ]);
   write(at("about"), cloud ? `sends to ${cloud}` : "keeps its clips; no cloud was named");
