@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 
 from distill.errors import UserError
 
-# A job is a function of its own name: recipe or other request -> figures. Its docstring is its help.
+# A job is a function of its own name, with _ for -: recipe or other request -> figures. Its docstring is its help.
 JOBS = {
     "clips": "distill.clips.survey",
     "train": "distill.training",
@@ -32,6 +32,7 @@ JOBS = {
     "cloud": "distill.live.cloud.serving",
     "cloud devices": "distill.live.cloud.serving",
     "cloud forget": "distill.live.cloud.serving",
+    "demo-aiot": "distill.live.aiot",
     "quickstart": "distill.quickstart",
 }
 ASSUMED = {"quickstart": ("recipe=quickstart", "out=runs/quickstart")}  # what a job is given unless told otherwise
@@ -45,6 +46,7 @@ READERS = {  # of jobs that are asked for otherwise than by a recipe; one with O
     "cloud": "distill.live.cloud.request",
     "cloud devices": "distill.live.cloud.device_request",
     "cloud forget": "distill.live.cloud.request",
+    "demo-aiot": "distill.live.aiot_request",
 }
 SHORT_LIST = 3
 SHORT = {"clips": dict.fromkeys(("prepare", "frames", "short_side"), "clips.")}  # what a job's own keys leave out
@@ -75,7 +77,7 @@ def run(job: str, arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and f"{job} {given[0]}" in JOBS:
         job = f"{job} {given.pop(0)}"
-    function = getattr(importlib.import_module(JOBS[job]), job.split()[-1])
+    function = getattr(importlib.import_module(JOBS[job]), job.split()[-1].replace("-", "_"))
     if {"-h", "--help"} & set(given):
         print(f"{inspect.getdoc(function)}\n\n{_help(job)}")
         return 0

@@ -56,7 +56,7 @@ class Server:
     key: str
 
     def cpu(self) -> float:
-        return sum(self.process.cpu_times()[:2])
+        return float(sum(self.process.cpu_times()[:2]))
 
 
 @contextmanager
