@@ -121,7 +121,7 @@ def test_a_file_alone_is_compared_with_nothing(file: Path, tmp_path: Path) -> No
 
 def test_an_exported_file_meets_no_torch(file: Path) -> None:
     """Nor anything else that is large: its process's memory is told."""
-    asked = {"path": str(file), "form": "whole", "threads": 1, "how": "", "device": "cpu"}
+    asked = vars(Asked(str(file), "whole", 1))
     code = f"{measure_race.SERVE}; import json, sys; sys.stderr.write(json.dumps(list(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(asked)],
@@ -364,6 +364,14 @@ def test_a_file_of_several_clips_is_measured_by_the_clip(run: Path, tmp_path: Pa
     for told in row["rounds"].values():
         assert told["answers"] % batch == 0
         assert told["answers"] > batch * len(told["wall_ms"])
+
+
+def test_torch_is_asked_about_as_many_clips_as_are_wanted(run: Path) -> None:
+    asked = [Asked(str(run), "encoder", 1, "eager", batch=batch) for batch in (1, 4)]
+    records, _ = race(asked, Options(rounds=1, seconds=0.001), Talk(active=False))
+    answers = [record.rounds[0]["answers"] for record in records]
+    assert answers[1] % 4 == 0
+    assert not any(record.failed for record in records)
 
 
 def test_an_answer_s_time_is_its_share_of_a_call() -> None:

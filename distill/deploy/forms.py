@@ -105,10 +105,10 @@ def _video(clip: Tensor) -> Tensor:
     return pictures.view(*clip.shape[:2], *pictures.shape[1:])
 
 
-def load_form(run: Path, name: str) -> tuple[Form, DistilledStudent]:
+def load_form(run: Path, name: str, batch: int = 1) -> tuple[Form, DistilledStudent]:
     """The student of a run in this form."""
     loaded = DistilledStudent.from_pretrained(student_folder(run))
-    return make_form(name, loaded.student), loaded
+    return make_form(name, loaded.student, batch), loaded
 
 
 def make_card(run: Path, name: str, form: Form, loaded: DistilledStudent, seconds: float) -> ExportCard:
@@ -150,9 +150,9 @@ class TorchSession:
         return [value.numpy() for value in (answer if isinstance(answer, tuple) else (answer,))]
 
 
-def open_run(run: Path, name: str, threads: int = 1) -> Recogniser:
+def open_run(run: Path, name: str, threads: int = 1, batch: int = 1) -> Recogniser:
     """A run's student in torch, asked as exported files are."""
     torch.set_num_threads(threads)
-    form, loaded = load_form(run, name)
+    form, loaded = load_form(run, name, batch)
     seconds = part(loaded.facts, "summary").get("clip_seconds", SECONDS)
     return Recogniser(make_card(run, name, form, loaded, seconds), TorchSession(form))

@@ -37,6 +37,8 @@ class Asked:
     how: str = ""
     """eager, compile or bf16 in torch; empty for an exported file."""
     device: str = "cpu"
+    batch: int = 1
+    """Clips of a call, of which torch takes any number."""
 
 
 @dataclass

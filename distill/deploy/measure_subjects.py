@@ -94,6 +94,6 @@ def _exported(
         yield Subject(file.name, Asked(str(file), "whole", threads[0]), run, failed=failed)
         return
     for count in threads:
-        asked = Asked(str(file), card.form, count)
+        asked = Asked(str(file), card.form, count, batch=card.batch)
         batch = f", batch {card.batch}" if card.batch > 1 else ""
         yield Subject(f"{card.format} {card.precision}{batch}", asked, run, card, card.bytes)

@@ -13,9 +13,9 @@ from distill.deploy.forms import TorchSession, open_run
 from distill.deploy.recogniser import Recogniser
 
 
-def open_torch(run: Path, form: str, threads: int, how: str, device: str) -> Recogniser:
-    """A run's student; `how` is eager, compile or bf16."""
-    recogniser = open_run(run, form, threads)
+def open_torch(run: Path, form: str, threads: int, how: str, device: str, batch: int = 1) -> Recogniser:
+    """A run's student; `how` is eager, compile or bf16. Its card is of so many clips."""
+    recogniser = open_run(run, form, threads, batch)
     if (how, device) != ("eager", "cpu"):
         assert isinstance(recogniser.session, TorchSession)
         recogniser.session = Elsewhere(recogniser.session.form, how, device)

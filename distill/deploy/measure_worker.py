@@ -50,13 +50,13 @@ def _serve(asked: dict[str, Any], answers: TextIO) -> None:
         _say(answers, turn(call, card.batch, **json.loads(line)))
 
 
-def opened(path: str, form: str, threads: int, how: str, device: str) -> tuple[Recogniser, int]:
-    """The subject, and what memory its libraries take without it. `how` and `device` are about torch."""
+def opened(path: str, form: str, threads: int, how: str, device: str, batch: int) -> tuple[Recogniser, int]:
+    """The subject, and what memory its libraries take without it. `how`, `device` and `batch` are about torch."""
     if how:
         from distill.deploy.measure_torch import open_torch
 
         libraries = memory()["now"]
-        return open_torch(Path(path), form, threads, how, device), libraries
+        return open_torch(Path(path), form, threads, how, device, batch), libraries
     card = read_export(Path(path))
     with suppress(ImportError):  # open_session says what to do about it
         importlib.import_module(NEEDED[card.format][0])
