@@ -72,11 +72,11 @@ function draw() {
   drawLanes(shown, shownCameras());
   drawShare(entries);
   drawMeans(entries);
+  drawHistogram(shown.confidence, shown.total);
   drawLatency(shown.latency_ms);
   drawHealth();
   drawCameraChoice();
   repaintRows();
-  histogramSoon();
 }
 
 function shownCameras() {
@@ -99,11 +99,6 @@ function drawEmpty(clips) {
   $("empty").hidden = !never;
   $("charts").hidden = never;
 }
-
-const histogramSoon = frame(() => {
-  if (!shown) return;
-  drawHistogram(live.recent.filter(({ captured }) => captured >= shown.since), shown.total);
-});
 
 function drawSpans() {
   for (const span of SPANS) {

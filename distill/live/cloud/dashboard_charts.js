@@ -1,6 +1,5 @@
 // The other charts, and what tells the values of any of them: a pointer, or the arrow keys.
 
-const BINS = 20;
 const FADE_MS = 80;
 const scrubbed = new WeakMap(); // plot -> {size, describe}
 const told = { plot: null, place: 0 };
@@ -173,29 +172,27 @@ function drawMeans(entries) {
   $("means-none").hidden = Boolean(entries.length);
 }
 
-const histogram = { bins: new Array(BINS).fill(0) };
+const histogram = { bins: [] };
 
-function drawHistogram(predictions, total) {
-  const bins = new Array(BINS).fill(0);
-  for (const { confidence } of predictions) bins[Math.min(BINS - 1, Math.floor(confidence * BINS))] += 1;
+function drawHistogram(bins, total) {
   histogram.bins = bins;
   const top = Math.max(1, ...bins);
   const plot = $("histogram");
   const svg = plot.querySelector("svg");
-  flag(svg, "viewBox", `0 0 ${BINS} ${HEIGHT}`);
+  flag(svg, "viewBox", `0 0 ${bins.length} ${HEIGHT}`);
   const bars = bins.map((clips, place) => {
     const tall = (clips / top) * HEIGHT;
-    return clips ? `M${place + 0.06} ${(HEIGHT - tall).toFixed(1)}h.88v${tall.toFixed(1)}h-.88z` : "";
+    return clips ? `M${place + 0.04} ${(HEIGHT - tall).toFixed(1)}h.92v${tall.toFixed(1)}h-.92z` : "";
   });
   flag(svg.firstElementChild, "d", bars.join(""));
-  scrubbable(plot, BINS, `Confidence of ${count(predictions.length, "clip")}`);
-  const some = predictions.length < total ? "The newest " : "";
-  say($("histogram-note"), predictions.length ? `${some}${count(predictions.length, "clip")}` : "");
+  scrubbable(plot, bins.length, `Confidence of ${count(total, "clip")}`);
+  say($("histogram-note"), total ? count(total, "clip") : "");
 }
 
 function describeBin(place) {
-  const clips = histogram.bins[place];
-  const title = `${percent(place / BINS)} to ${percent((place + 1) / BINS)}`;
+  const { bins } = histogram;
+  const clips = bins[place] ?? 0;
+  const title = `${percent(place / bins.length)} to ${percent((place + 1) / bins.length)}`;
   return { title, lines: clips ? [{ label: "clips", value: whole.format(clips) }] : [], none: "no clips" };
 }
 

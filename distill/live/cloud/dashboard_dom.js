@@ -47,18 +47,6 @@ function keyed(parent, items, keyOf, create, update) {
   for (const node of left.values()) node.remove();
 }
 
-function frame(draw) {
-  let asked = false;
-  return () => {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => {
-      asked = false;
-      draw();
-    });
-  };
-}
-
 // The service's time, as far as a header in whole seconds tells; the viewer's clock may be anything.
 const clock = {
   offset: 0,

@@ -38,7 +38,8 @@ function whyLocked(error) {
   return key.get() ? "The service does not know this key; check that it is whole and has not been revoked." : "";
 }
 
-function showClassifier({ classes, kind, version, encoder, keep_days }) {
+function showClassifier({ classes, kind, version, encoder, keep_days, calibrated }) {
+  $("uncalibrated").hidden = calibrated !== false;
   const kept = keep_days ? count(keep_days, "day") : "good";
   const what = `${kind} of ${count(classes.length, "action")}`;
   say($("made"), [what, `encoder ${encoder}`, `predictions are kept for ${kept}`, `distill ${version}`].join(" · "));

@@ -46,7 +46,7 @@ function badge(node, [tone, text]) {
 function skew(seconds) {
   if (seconds == null) return ["–"];
   const off = Math.abs(seconds);
-  return [off < 0.1 ? "right" : `${lasting(off)} off`, off > SKEW_SECONDS];
+  return [off < 1 ? "right" : `${lasting(off)} ${seconds > 0 ? "behind" : "ahead"}`, off > SKEW_SECONDS];
 }
 
 function deviceFacts({ status, skew_seconds }) {
@@ -129,7 +129,7 @@ function shownDevices() {
 function drawHealth() {
   const devices = shownDevices();
   keyed($("devices"), devices, ({ name }) => name, newDevice, drawDevice);
-  say($("health-note"), devices.length ? "" : "No device has a key yet. Make one: distill cloud devices add=box1");
+  say($("health-note"), devices.length ? "" : "No device has a key yet. Make one: distill cloud devices recipe=cloud add=box1");
   drawAges();
 }
 

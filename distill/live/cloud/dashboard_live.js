@@ -1,6 +1,5 @@
-// The newest predictions: a bounded memory of them, and the table.
+// The newest predictions: a bounded table of them.
 
-const REMEMBERED = 1000;
 const ROWS = 100;
 const BATCH_MS = 200; // a hundred predictions a second are five drawings a second
 const FAR_BEHIND = 2000; // predictions; beyond, those that would be shown anyway are fetched at once
@@ -37,7 +36,7 @@ async function fetchRecent(newest, signal) {
 async function older(last, signal) {
   for (;;) {
     const chosen = filters();
-    const values = { ...chosen, order: "newest", before: last + 1, limit: REMEMBERED };
+    const values = { ...chosen, order: "newest", before: last + 1, limit: ROWS };
     const { predictions } = await ask("v1/predictions", values, signal);
     if (chosen.device === view.device && chosen.camera === view.camera) return predictions;
   }
@@ -52,7 +51,7 @@ async function refilter(signal) {
   if (live.last === null) return;
   const predictions = await older(live.last, signal);
   const first = live.recent.at(-1)?.id ?? live.waiting[0]?.id ?? Infinity;
-  live.recent = [...live.recent, ...predictions.filter(({ id }) => id < first)].slice(0, REMEMBERED);
+  live.recent = [...live.recent, ...predictions.filter(({ id }) => id < first)].slice(0, ROWS);
   redrawRows();
 }
 
@@ -62,7 +61,7 @@ function takeEvent({ type, data }) {
   if (!fresh.length) return;
   live.last = fresh.at(-1).id;
   const ours = fresh.filter(passes);
-  live.waiting = [...live.waiting, ...ours].slice(-REMEMBERED);
+  live.waiting = [...live.waiting, ...ours].slice(-ROWS);
   if (live.paused) {
     live.held += ours.length;
     sayPause();
@@ -85,21 +84,19 @@ function drawWaiting() {
   const fresh = live.waiting.reverse();
   live.waiting = [];
   live.held = 0;
-  live.recent = [...fresh, ...live.recent].slice(0, REMEMBERED);
+  live.recent = [...fresh, ...live.recent].slice(0, ROWS);
   const body = $("rows");
-  const nodes = fresh.slice(0, ROWS).map(newRow);
+  const nodes = fresh.map(newRow);
   for (const node of nodes) node.classList.add("fresh");
   body.prepend(...nodes);
   while (body.childElementCount > ROWS) body.lastElementChild.remove();
   $("rows-none").hidden = true;
-  histogramSoon();
 }
 
 function redrawRows() {
-  $("rows").replaceChildren(...live.recent.slice(0, ROWS).map(newRow));
+  $("rows").replaceChildren(...live.recent.map(newRow));
   $("rows-none").hidden = Boolean(live.recent.length);
   sayPause();
-  histogramSoon();
 }
 
 // Colours may have changed hands since a row was written.
