@@ -129,7 +129,8 @@ function shownDevices() {
 function drawHealth() {
   const devices = shownDevices();
   keyed($("devices"), devices, ({ name }) => name, newDevice, drawDevice);
-  say($("health-note"), devices.length ? "" : "No device has a key yet. Make one: distill cloud devices recipe=cloud add=box1");
+  const none = "No device has a key yet. Make one: distill cloud devices recipe=cloud add=box1";
+  say($("health-note"), devices.length ? "" : none);
   drawAges();
 }
 
