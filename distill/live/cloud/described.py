@@ -63,7 +63,7 @@ async def _unread(_: Request, error: Any) -> Response:
 
 
 async def _away(_: Request, error: Any) -> Response:
-    logging.getLogger("distill.cloud").warning("the database is away: %s", error.orig)
+    logging.getLogger("distill.cloud").warning("the database is away: %s", getattr(error, "orig", error))
     return answered({"detail": "the database is away"}, 503, {"Retry-After": str(AWAY_SECONDS)})
 
 

@@ -34,6 +34,10 @@ class FullError(RuntimeError):
     """There is no room for more clips now."""
 
 
+class LatentError(ValueError):
+    """The classifier makes nothing of a latent, for instance because its numbers are too large to be squared."""
+
+
 @dataclass(frozen=True)
 class Arrival:
     """A checked message of a device."""
@@ -151,7 +155,13 @@ class Intake:
         return [[next(verdicts) for _ in arrival.post.clips] for arrival in batch]
 
     def _classify(self, latents: np.ndarray) -> list[dict[str, Any]]:
-        shares = self.classifier.shares(latents)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                shares = self.classifier.shares(latents)
+        except ValueError as error:
+            raise LatentError from error
+        if not np.isfinite(shares).all():
+            raise LatentError
         order = np.argsort(-shares, axis=1, kind="stable")[:, : self.options.top]
         best = np.round(np.take_along_axis(shares, order, 1), ROUND).tolist()
         names = self.classifier.classes
@@ -179,7 +189,9 @@ class Intake:
         }
 
     def _verdict(self, row: dict[str, Any], fresh: set[tuple[Any, ...]]) -> Verdict:
-        known = tuple(row[name] for name in KEY) not in fresh
+        key = tuple(row[name] for name in KEY)
+        known = key not in fresh
+        fresh.discard(key)  # the same clip again in this batch is known by now
         return Verdict(row["camera"], row["boot"], row["seq"], row["label"], row["confidence"], known)
 
     def _count(self, batch: Sequence[Arrival], clips: int, new: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -93,6 +92,8 @@ def health(engine: sa.Engine) -> dict[str, Any]:
                 "cameras": [],
             }
         for row in connection.execute(sa.select(cameras).order_by(cameras.c.name)):
+            if row.device_id not in found:
+                continue  # of a device that came in between
             found[row.device_id]["cameras"].append(
                 {
                     "name": row.name,
@@ -152,10 +153,6 @@ def _points(values: Sequence[float | None]) -> dict[str, float | None]:
     return {f"p{point}": value for point, value in zip(POINTS, found, strict=True)}
 
 
-def buckets(since: float, until: float, bucket: float) -> int:
-    return math.ceil((until - since) / bucket)
-
-
 def _pages(engine: sa.Engine, which: Filter) -> Iterator[list[dict[str, Any]]]:
     """Everything up to now, from the oldest."""
     last, newest = 0, newest_id(engine)
@@ -179,7 +176,7 @@ def as_csv(engine: sa.Engine, which: Filter) -> Iterator[bytes]:
 
 
 def _utc(seconds: float) -> str:
-    return str(np.datetime64(int(1e3 * seconds), "ms")) + "Z"
+    return str(np.datetime64(round(1e3 * seconds), "ms")) + "Z"
 
 
 def _tame(label: str) -> str:
@@ -198,7 +195,7 @@ def as_parquet(engine: sa.Engine, which: Filter) -> Iterator[bytes]:
     with tempfile.SpooledTemporaryFile(max_size=1 << 24) as file:
         with parquet.ParquetWriter(file, schema) as writer:
             for rows in _pages(engine, which):
-                whole = [row | {name: int(1e3 * row[name]) for name in TIMES} for row in rows]
+                whole = [row | {name: round(1e3 * row[name]) for name in TIMES} for row in rows]
                 writer.write_table(pa.Table.from_pylist(whole, schema))
         file.seek(0)
         yield from iter(lambda: file.read(BLOCK), b"")

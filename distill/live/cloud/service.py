@@ -25,7 +25,7 @@ from distill.live.cloud.dashboard import page
 from distill.live.cloud.database import insert, open_database, writing
 from distill.live.cloud.described import Bounded, Instant, Label, Named
 from distill.live.cloud.forgetting import Forgetting
-from distill.live.cloud.intake import Arrival, FullError, Intake
+from distill.live.cloud.intake import Arrival, FullError, Intake, LatentError
 from distill.live.cloud.meters import Meters
 from distill.live.cloud.request import Options
 from distill.live.cloud.streaming import Hub
@@ -142,7 +142,10 @@ class Cloud:
             stored = self.intake.put(Arrival(device, post, latents, received))
         except FullError as error:
             raise Refusal(503, "too many clips are waiting", {"Retry-After": str(BUSY_SECONDS)}) from error
-        results = await asyncio.wrap_future(stored)
+        try:
+            results = await asyncio.wrap_future(stored)
+        except LatentError as error:
+            raise Refusal(422, "the classifier makes nothing of these latents: numbers are too large") from error
         took = time.perf_counter() - started
         self.meters.seconds.labels("/v1/latents").observe(took)
         return Response(wire.dump(wire.Answer(results, 1e3 * took), media), media_type=media)
@@ -235,7 +238,7 @@ class Cloud:
         start = end - HOUR if since is None else since
         if start >= end:
             raise Refusal(422, f"since ({start:g}) is not before until ({end:g})")
-        if reading.buckets(start, end, bucket) > reading.MOST_BUCKETS:
+        if (end - start) / bucket > reading.MOST_BUCKETS:
             raise Refusal(422, f"that is more than {reading.MOST_BUCKETS} buckets; take a larger bucket")
         which = reading.Filter(device, camera, label, None, start, end)
         return answered(await run_in_threadpool(reading.summary, self.engine, which, bucket))
