@@ -67,6 +67,11 @@ async def _away(_: Request, error: Any) -> Response:
     return answered({"detail": "the database is away"}, 503, {"Retry-After": str(AWAY_SECONDS)})
 
 
+async def _beyond(_: Request, error: Any) -> Response:
+    """Numbers that we let pass and the database does not, such as 1e-320 divided by 1e9."""
+    return answered({"detail": f"the database cannot reckon with that: {error.orig}".splitlines()[0]}, 422)
+
+
 async def _broken(_: Request, error: Any) -> Response:
     return answered({"detail": "something is wrong here; the service's log says more"}, 500)
 
@@ -77,6 +82,7 @@ REFUSALS: dict[Any, Any] = {
     sa.exc.OperationalError: _away,
     sa.exc.InterfaceError: _away,
     sa.exc.TimeoutError: _away,
+    sa.exc.DataError: _beyond,
     Exception: _broken,
 }
 
