@@ -229,9 +229,8 @@ def inside(database: str, **changes: Any) -> Iterator[Service]:
     options = Options(classifier=str(classifier()), database=database, **changes)
     listening = socket.create_server(("127.0.0.1", 0))
     service = Service(int(listening.getsockname()[1]), database, changes)
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(options), log_level="error", access_log=False, timeout_graceful_shutdown=3)
-    )
+    quiet = {"log_level": "error", "access_log": False, "server_header": False, "timeout_graceful_shutdown": 3}
+    server = uvicorn.Server(uvicorn.Config(make_app(options), **quiet))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:
