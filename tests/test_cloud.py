@@ -37,7 +37,7 @@ from cloud_server import (
 from pyarrow import parquet
 
 from distill.live import wire
-from distill.live.cloud import access, database, intake, reading
+from distill.live.cloud import access, database, intake, reading, streaming
 from distill.live.cloud.tables import DEVICE, predictions
 
 SOON = 15.0  # seconds that a thing in another thread may take on a busy machine
@@ -660,6 +660,22 @@ def test_a_stream_tells_what_was_and_what_comes(fresh: str) -> None:
         assert odd.done() == everything
         assert now.done() == everything[6:]
         assert elsewhere.done() == everything[6:]
+
+
+def test_a_stream_is_quiet_where_everything_was_forgotten(fresh: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = itertools.count()
+    monkeypatch.setattr(streaming, "page", lambda *given: next(looks) * 0 or reading.page(*given))
+    with inside(fresh) as own:
+        own.verdicts(post(latents(3)))
+        engine = database.open_database(fresh)
+        with database.writing(engine) as connection:
+            connection.execute(sa.delete(predictions))
+        engine.dispose()
+        listener = Listener(own, 1, after=0)
+        time.sleep(0.5)
+        assert next(looks) < 5
+        own.verdicts(post(latents(1), first=3))
+        assert [row["seq"] for row in listener.done()] == [3]
 
 
 def test_only_so_many_pages_listen(fresh: str) -> None:

@@ -153,19 +153,19 @@ def _points(values: Sequence[float | None]) -> dict[str, float | None]:
     return {f"p{point}": value for point, value in zip(POINTS, found, strict=True)}
 
 
-def _pages(engine: sa.Engine, which: Filter) -> Iterator[list[dict[str, Any]]]:
-    """Everything up to now, from the oldest."""
-    last, newest = 0, newest_id(engine)
+def _pages(engine: sa.Engine, which: Filter, newest: int) -> Iterator[list[dict[str, Any]]]:
+    """Everything up to an id, from the oldest."""
+    last = 0
     while rows := page(engine, which, PAGE, newest=False, after=last, before=newest + 1):
         last = rows[-1]["id"]
         yield rows
 
 
-def as_csv(engine: sa.Engine, which: Filter) -> Iterator[bytes]:
+def as_csv(engine: sa.Engine, which: Filter, newest: int) -> Iterator[bytes]:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
-    for rows in _pages(engine, which):
+    for rows in _pages(engine, which, newest):
         writer.writerows(
             row | {name: _utc(row[name]) for name in TIMES} | {"label": _tame(row["label"])} for row in rows
         )
@@ -184,7 +184,7 @@ def _tame(label: str) -> str:
     return f"'{label}" if label[:1] in ("=", "+", "-", "@", "\t", "\r") else label
 
 
-def as_parquet(engine: sa.Engine, which: Filter) -> Iterator[bytes]:
+def as_parquet(engine: sa.Engine, which: Filter, newest: int) -> Iterator[bytes]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -194,7 +194,7 @@ def as_parquet(engine: sa.Engine, which: Filter) -> Iterator[bytes]:
     schema = pa.schema([(name, {**named, **special}.get(name, text)) for name in COLUMNS])
     with tempfile.SpooledTemporaryFile(max_size=1 << 24) as file:
         with parquet.ParquetWriter(file, schema) as writer:
-            for rows in _pages(engine, which):
+            for rows in _pages(engine, which, newest):
                 whole = [row | {name: round(1e3 * row[name]) for name in TIMES} for row in rows]
                 writer.write_table(pa.Table.from_pylist(whole, schema))
         file.seek(0)

@@ -57,7 +57,7 @@ def make_app(options: Options) -> FastAPI:
             Forgetting(engine, options),
         ):
             yield
-            await cloud.hub.close()
+            cloud.hub.close()
         engine.dispose()
 
     app = FastAPI(
@@ -248,9 +248,10 @@ class Cloud:
     ) -> Response:
         await self.reader(request)
         write, media = reading.FILES[format]
+        newest = await run_in_threadpool(reading.newest_id, self.engine)  # now, while there can be a refusal
         name = f'attachment; filename="predictions.{format}"'
         return StreamingResponse(
-            write(self.engine, which.filter()), media_type=media, headers={"Content-Disposition": name}
+            write(self.engine, which.filter(), newest), media_type=media, headers={"Content-Disposition": name}
         )
 
     async def stream(self, request: Request, after: Bounded = None) -> Response:
@@ -259,8 +260,9 @@ class Cloud:
             raise Refusal(503, "too many pages are listening", {"Retry-After": "10"})
         told = request.headers.get("last-event-id", "")
         place = int(told) if told.isascii() and told.isdigit() and len(told) < 19 else after
+        newest = await run_in_threadpool(reading.newest_id, self.engine)  # now, while there can be a refusal
         return StreamingResponse(
-            self.hub.events(place, request.is_disconnected),
+            self.hub.events(newest if place is None else place, request.is_disconnected),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )

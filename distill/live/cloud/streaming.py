@@ -23,30 +23,30 @@ class Hub:
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine, self.newest, self.listeners, self.over = engine, 0, 0, False
-        self._news = asyncio.Condition()
+        self._news = asyncio.Event()  # a new one each time: who waits for the old one has heard
         self._loop = asyncio.get_running_loop()
         self._looking: asyncio.Task[None] | None = None
 
     def tell(self, newest: int) -> None:
         """From any thread."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._take(newest)))
+            self._loop.call_soon_threadsafe(self._take, newest)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self.over = True
         if self._looking:
             self._looking.cancel()
-        await self._take(self.newest)
+        self._take(self.newest)
 
-    async def events(self, after: int | None, gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
-        """What came after an id, or from now on, as long as it is listened to."""
+    async def events(self, last: int, gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
+        """What came after an id, as long as it is listened to."""
         self.listeners += 1
         try:
-            last = await run_in_threadpool(newest_id, self.engine) if after is None else after
             self._look()
             yield b"retry: 1000\n: listening\n\n"
             said = time.monotonic()
             while not self.over and not await gone():
+                newest = self.newest
                 try:
                     rows = await run_in_threadpool(page, self.engine, Filter(), AT_ONCE, False, last)
                 except sa.exc.OperationalError:
@@ -54,23 +54,27 @@ class Hub:
                 if rows:
                     last, said = rows[-1]["id"], time.monotonic()
                     yield b"event: predictions\nid: %d\ndata: %b\n\n" % (last, msgspec.json.encode(spoken(rows)))
-                elif time.monotonic() - said > ALIVE_SECONDS:
-                    said = time.monotonic()
-                    yield b": alive\n\n"
+                else:
+                    last = max(last, newest)  # what there was up to there has been forgotten
+                    if time.monotonic() - said > ALIVE_SECONDS:
+                        said = time.monotonic()
+                        yield b": alive\n\n"
                 if len(rows) < AT_ONCE:
                     await self._wait(last)
         finally:
             self.listeners -= 1
 
     async def _wait(self, last: int) -> None:
-        async with self._news:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait_for(lambda: self.over or self.newest > last), ALIVE_SECONDS / 5)
+        if self.over or self.newest > last:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ALIVE_SECONDS / 5):
+                await self._news.wait()
 
-    async def _take(self, newest: int) -> None:
-        async with self._news:
-            self.newest = max(self.newest, newest)
-            self._news.notify_all()
+    def _take(self, newest: int) -> None:
+        self.newest = max(self.newest, newest)
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _look(self) -> None:
         if self._looking is None or self._looking.done():
@@ -83,5 +87,5 @@ class Hub:
             except sa.exc.OperationalError:
                 newest = 0
             if newest > self.newest:
-                await self._take(newest)
+                self._take(newest)
             await asyncio.sleep(LOOK_SECONDS)
