@@ -77,7 +77,7 @@ def run(job: str, arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and f"{job} {given[0]}" in JOBS:
         job = f"{job} {given.pop(0)}"
-    function = getattr(importlib.import_module(JOBS[job]), job.split()[-1].replace("-", "_"))
+    function = function_of(job)
     if {"-h", "--help"} & set(given):
         print(f"{inspect.getdoc(function)}\n\n{_help(job)}")
         return 0
@@ -88,6 +88,13 @@ def run(job: str, arguments: Sequence[str] | None = None) -> int:
         _leave()
 
     return guarded(asked)
+
+
+def function_of(job: str) -> Callable[[Any], dict[str, Any]]:
+    found: Callable[[Any], dict[str, Any]] = getattr(
+        importlib.import_module(JOBS[job]), job.split()[-1].replace("-", "_")
+    )
+    return found
 
 
 def _read(job: str, given: Sequence[str]) -> Any:
@@ -181,9 +188,10 @@ def _plain(name: str, value: Any) -> str:
 def _list_recipes() -> None:
     from distill.keys import RECIPES, recipe_names
 
-    for name in recipe_names():
-        first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
-        print(f"{name:<24} {first.lstrip('# ')}")
+    for folder in (RECIPES, RECIPES / "live"):
+        for name in recipe_names(folder):
+            first = (folder / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+            print(f"{name:<24} {first.lstrip('# ')}")
 
 
 def _help(job: str) -> str:

@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.keys import RECIPES, flatten, recipe_names
 from distill.recipe import Recipe, read_recipe
 
+LIVE = RECIPES / "live"
 Capture = pytest.CaptureFixture[str]
 Arguments = Callable[..., list[str]]
 
@@ -44,9 +45,11 @@ def test_recipes_are_listed_with_what_they_are(capsys: Capture) -> None:
     assert command.dispatch(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(recipe_names())
-    for line, name in zip(lines, recipe_names(), strict=True):
-        first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        assert line.split() == [name, *first.split()]
+    known = [RECIPES / f"{name}.yaml" for name in recipe_names()]
+    known += [LIVE / f"{name}.yaml" for name in recipe_names(LIVE)]
+    for line, path in zip(lines, known, strict=True):
+        first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        assert line.split() == [path.stem, *first.split()]
 
 
 @pytest.mark.parametrize("job", command.JOBS)
@@ -70,9 +73,9 @@ def test_help_has_what_an_example_and_every_key(capsys: Capture, job: str) -> No
 
 @pytest.mark.parametrize("job", command.JOBS)
 def test_every_recipe_that_help_names_is_there(job: str) -> None:
-    text = inspect.getdoc(getattr(__import__(command.JOBS[job], fromlist=[job]), job.split()[-1])) or ""
+    text = inspect.getdoc(command.function_of(job)) or ""
     for name in re.findall(r"recipe=(\w+)(?![\w/.])", text):
-        assert name in recipe_names()
+        assert name in recipe_names(LIVE if job.split()[0] in ("edge", "cloud") else RECIPES)
 
 
 @pytest.mark.parametrize(

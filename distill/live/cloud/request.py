@@ -41,6 +41,7 @@ class Options:
     host: str = "127.0.0.1"
     """Where to listen; 0.0.0.0: everywhere. For the world, put a proxy that speaks TLS in front."""
     port: int = 8000
+    """The page's and everything else's."""
     workers: int = 1
     """Processes that answer; each classifies for itself."""
     readers: str = "key"
