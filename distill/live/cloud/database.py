@@ -32,6 +32,8 @@ def open_database(url: str) -> sa.Engine:
         parsed = sa.make_url(url)
         kind = parsed.drivername.partition("+")[0]
         parsed = parsed.set(drivername=DRIVERS[kind])
+        if kind == SQLITE and parsed.database in (None, "", ":memory:"):
+            raise ValueError("what is in memory cannot be shared")
     except (sa.exc.ArgumentError, KeyError, ValueError) as error:
         raise UserError(
             f"database={shown(url)} is no sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"

@@ -28,7 +28,7 @@ from distill.live.cloud.forgetting import Forgetting
 from distill.live.cloud.intake import Arrival, FullError, Intake, LatentError
 from distill.live.cloud.meters import Meters
 from distill.live.cloud.request import Options
-from distill.live.cloud.streaming import Hub
+from distill.live.cloud.streaming import Hub, heeding_signals
 from distill.live.cloud.surface import Refusal, Surface, answered, bearer, read_body
 from distill.live.cloud.tables import DEVICE, VIEWER, cameras, devices
 
@@ -55,6 +55,7 @@ def make_app(options: Options) -> FastAPI:
             threadpool_limits(1),
             Intake(engine, classifier, options, cloud.meters, cloud.hub.tell) as cloud.intake,
             Forgetting(engine, options),
+            heeding_signals(cloud.hub.close),
         ):
             yield
             cloud.hub.close()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -89,3 +92,26 @@ class Hub:
             if newest > self.newest:
                 self._take(newest)
             await asyncio.sleep(LOOK_SECONDS)
+
+
+@contextlib.contextmanager
+def heeding_signals(act: Callable[[], object]) -> Iterator[None]:
+    """Act as soon as the process is told to stop: the server itself waits first until nobody listens any more."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    servers: dict[int, Any] = {number: handler for number, handler in found.items() if callable(handler)}
+
+    def heed(number: int, frame: Any) -> None:
+        loop.call_soon_threadsafe(act)
+        servers[number](number, frame)
+
+    for number in servers:
+        signal.signal(number, heed)
+    try:
+        yield
+    finally:
+        for number, handler in servers.items():
+            signal.signal(number, handler)
