@@ -229,7 +229,12 @@ def inside(database: str, **changes: Any) -> Iterator[Service]:
     options = Options(classifier=str(classifier()), database=database, **changes)
     listening = socket.create_server(("127.0.0.1", 0))
     service = Service(int(listening.getsockname()[1]), database, changes)
-    quiet = {"log_level": "error", "access_log": False, "server_header": False, "timeout_graceful_shutdown": 3}
+    quiet: dict[str, Any] = {
+        "log_level": "error",
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": 3,
+    }
     server = uvicorn.Server(uvicorn.Config(make_app(options), **quiet))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
