@@ -163,18 +163,18 @@ def test_the_newest_gives_way(watched: Watched, drawn: Path, shown: dict[float, 
 
 
 def test_frames_that_no_clip_will_hold_are_not_painted(watched: Watched, long: Path) -> None:
-    """Adaptive: asked every 4 seconds for one of 0.8, most frames are decoded alone; the clip is whole all the same."""
+    """Adaptive: asked every 3 seconds for one of 0.8, most frames are decoded alone; the clip is whole all the same."""
     clips = asked(long, 0.0)
     adaptive, oldest = watched.start(long, drop="adaptive")[0], watched.start(long, drop="oldest")[0]
-    places = {camera.order.drop: [place_of(watched.clip(camera, 4.0), clips)] for camera in (adaptive, oldest)}
-    time.sleep(4.0)
+    places = {camera.order.drop: [place_of(watched.clip(camera, 3.0), clips)] for camera in (adaptive, oldest)}
+    time.sleep(3.0)
     for camera in (adaptive, oldest):
-        places[camera.order.drop].append(place_of(watched.clip(camera, 4.0), clips))
-    assert all(90 < second - first < 120 for first, second in places.values()), places
-    until(lambda: adaptive.report().frames > 220)
+        places[camera.order.drop].append(place_of(watched.clip(camera, 3.0), clips))
+    assert all(65 < second - first < 95 for first, second in places.values()), places
+    until(lambda: adaptive.report().frames > 150)
     report = adaptive.report()
-    assert report.frames_dropped > 0.5 * report.frames
-    assert oldest.report().frames_dropped < 0.1 * report.frames
+    assert report.frames_dropped > 0.4 * report.frames
+    assert oldest.report().frames_dropped < 0.05 * report.frames
     assert report.clips_dropped == 0
 
 
@@ -321,8 +321,8 @@ def test_one_that_hangs_holds_up_no_other(watched: Watched, long: Path) -> None:
                                                  ("camera0", "camera1", "camera2")]  # fmt: skip
 
 
-def test_clips_that_a_slow_model_misses_are_counted(watched: Watched) -> None:
-    (camera,) = watched.start("demo")
+def test_clips_that_a_slow_model_misses_are_counted(watched: Watched, long: Path) -> None:
+    (camera,) = watched.start(long)
     stop, seqs = threading.Event(), list[int]()
 
     def encode(clips: np.ndarray) -> tuple[np.ndarray, float]:
@@ -337,6 +337,25 @@ def test_clips_that_a_slow_model_misses_are_counted(watched: Watched) -> None:
     Rounds(Options(every=0.2), [camera], watched.changed, encode, keep, "e", "b").run(stop)
     assert seqs == [0, 1, 2, 3]
     assert 9 <= camera.report().clips_dropped <= 13  # three times what fits into 0.9 s, less the one that is taken
+
+
+def test_what_is_not_finite_is_left_out(watched: Watched, long: Path) -> None:
+    (camera,) = watched.start(long)
+    stop, latents = threading.Event(), [np.nan, 1.0, np.inf, 2.0]
+    kept = list[Spooled]()
+
+    def encode(clips: np.ndarray) -> tuple[np.ndarray, float]:
+        return np.full((len(clips), 4), latents.pop(0), np.float32), 1.0
+
+    def keep(items: list[Spooled]) -> None:
+        kept.extend(items)
+        if not latents:
+            stop.set()
+
+    Rounds(Options(every=0.2), [camera], watched.changed, encode, keep, "e", "b").run(stop)
+    assert [item.clip.seq for item in kept] == [0, 1]
+    assert sum("is not finite" in text for text in watched.said) == 2
+    assert camera.report().clips_dropped >= 2
 
 
 PARENT = """

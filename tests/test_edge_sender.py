@@ -356,6 +356,8 @@ def test_certificates_are_checked(tmp_path: Path, box: Callable[..., Box]) -> No
     ("given", "text"),
     [
         ({"cloud": "cloud.example"}, "is no address"),
+        ({"cloud": "https://[::1"}, "is no address"),
+        ({"cloud": "https://cloud.example:99999999"}, "is no address"),
         ({"cloud": "http://u:geheim@cloud.example"}, "the key goes into DISTILL_KEY"),
         ({"cloud": "http://cloud.example", "key": ""}, "the cloud asks who sends"),
         ({"cloud": "http://cloud.example", "key": "a b"}, "is no key"),

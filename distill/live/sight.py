@@ -139,4 +139,3 @@ class FrameSight:
 def _lean(frame: Frame) -> Frame:
     """The frame without its picture, which is large."""
     return Frame(NOTHING, frame.number, frame.seconds, frame.lasts, frame.stream, frame.name, frame.captured)
-

@@ -124,6 +124,10 @@ class Camera:
 
     def _lose(self, over: Over | None) -> None:
         """The process has ended."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # what it was last asked is still on its way
+            self._process.stdin.close()
         self._process = None
         self._before, self._now = _sum(self._before, self._now), Beat(0, 0, 0)
         self._beats.clear()
@@ -155,8 +159,6 @@ class Camera:
             process.kill()
             process.wait()
             process.stdout.close()
-            with contextlib.suppress(OSError):  # what it was last asked is still on its way
-                process.stdin.close()
         return over
 
     def _hear(self, news: News) -> Over | None:

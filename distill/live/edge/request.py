@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx2
+
 from distill.errors import UserError
 from distill.keys import RECIPES, find_recipe, named_recipe, read_group
 from distill.live import wire
@@ -113,6 +115,12 @@ def _check_cloud(options: Options) -> None:
         return
     if not re.match(r"https?://[^/]", options.cloud):
         raise UserError(f"cloud={options.cloud} is no address; say cloud=https://HOST, or http://HOST:PORT")
+    try:
+        port = httpx2.URL(options.cloud).port or 0
+    except httpx2.InvalidURL as error:
+        raise UserError(f"cloud={options.cloud} is no address ({error})") from error
+    if port >= 1 << 16:
+        raise UserError(f"cloud={options.cloud} is no address; a port is from 1 to 65535")
     if "@" in options.cloud.partition("//")[2].partition("/")[0]:
         raise UserError(f"cloud= holds a password, which the cloud service knows nothing of; the key goes into {KEY}")
     if not options.secret:

@@ -97,11 +97,16 @@ class Rounds:
         spooled = []
         for view, latent in zip(views, latents, strict=True):
             camera = by_name[view.camera]
+            if not np.isfinite(latent).all():
+                camera.clips_missed += 1
+                camera.tell(f"camera {camera.name}: the model's latent of a clip is not finite; it is left out")
+                continue
             packed = wire.pack(latent, self.options.encoding)
             clip = wire.Clip(view.camera, self.boot, camera.clips, max(0.0, view.captured), packed, clip_ms)
             spooled.append(Spooled(clip, self.encoder))
             camera.clips += 1
-        self.spool(spooled)
+        if spooled:
+            self.spool(spooled)
 
     def _enough(self, camera: Camera) -> bool:
         return 0 < self.options.most_clips <= camera.clips

@@ -63,6 +63,8 @@ def edge(options: Options) -> dict[str, Any]:
             closing.enter_context(served(watch, socket))
             talk.say(f"page: http://{options.host}:{options.port}")
         talk.say(_about(options, encoder))
+        if re.match(r"http://(?!localhost\b|127\.|\[::1])", options.cloud):
+            talk.warn(f"{options.cloud} is not encrypted: whoever is on the way can read the key; use https://")
         if sender:
             sender.start()
             reporter = Reporter(sender, options.status_every, watch.state)

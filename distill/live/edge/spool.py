@@ -93,9 +93,11 @@ class Spool:
             encoders += [item.encoder for item in self._came]
             encoder = next((name for name in encoders if name not in but), "")
             rows = self._read(
-                "SELECT clip FROM clips WHERE encoder = ? ORDER BY place LIMIT ?", encoder, count + len(self._gone)
+                "SELECT camera, boot, seq, clip FROM clips WHERE encoder = ? ORDER BY place LIMIT ?",
+                encoder,
+                count + len(self._gone),
             )
-            found = [Spooled(wire.load(row[0], wire.MSGPACK, wire.Clip), encoder) for row in rows]
+            found = [item for row in rows if (item := self._read_clip(row, encoder))]
             found += [item for item in self._came if item.encoder == encoder]
             return [item for item in found if item.key not in self._gone][:count]
 
@@ -128,6 +130,16 @@ class Spool:
         except sqlite3.Error as error:
             self._complain(error)
             return []
+
+    def _read_clip(self, row: tuple[Any, ...], encoder: str) -> Spooled | None:
+        """None: another version wrote it otherwise, and nobody can send it."""
+        *key, body = row
+        try:
+            return Spooled(wire.load(body, wire.MSGPACK, wire.Clip), encoder)
+        except wire.WireError:
+            self._lost[key[0]] += 1
+            self.remove([(key[0], key[1], key[2])])
+            return None
 
     def _write(self) -> None:
         """Bring the disk up to date, all at once or not at all."""
