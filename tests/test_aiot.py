@@ -72,7 +72,9 @@ class Box:
     def waiting(self) -> int:
         """Clips in the spool, as the running edge tells."""
         try:
-            return int(httpx2.get(f"http://127.0.0.1:{self.port}/status", trust_env=False).json()["edge"]["spool_clips"])
+            return int(
+                httpx2.get(f"http://127.0.0.1:{self.port}/status", trust_env=False).json()["edge"]["spool_clips"]
+            )
         except httpx2.TransportError:
             return 0
 

@@ -44,7 +44,6 @@ def test_usage(capsys: Capture, arguments: list[str]) -> None:
 def test_recipes_are_listed_with_what_they_are(capsys: Capture) -> None:
     assert command.dispatch(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(recipe_names())
     known = [RECIPES / f"{name}.yaml" for name in recipe_names()]
     known += [LIVE / f"{name}.yaml" for name in recipe_names(LIVE)]
     for line, path in zip(lines, known, strict=True):
