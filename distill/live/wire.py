@@ -161,9 +161,10 @@ def pack(latent: np.ndarray, encoding: str) -> list[float] | Packed:
         if not np.isfinite(numbers).all():  # beyond what float16 holds
             return pack(latent, "float32")
         return Packed(encoding, numbers.tobytes())  # type: ignore[arg-type]
-    scale = float(np.abs(latent).max()) / 127
+    largest = np.abs(latent).max()
+    scale = np.nextafter(largest / np.float32(127), np.float32(0))  # 127 of them are never beyond float32
     steps = np.round(latent / scale) if scale else np.zeros_like(latent)
-    return Packed("int8", steps.astype(np.int8).tobytes(), scale)
+    return Packed("int8", steps.clip(-127, 127).astype(np.int8).tobytes(), float(scale))
 
 
 def unpack(latents: Sequence[list[float] | Packed], width: int) -> np.ndarray:
