@@ -26,7 +26,8 @@ LATENTS = arrays(np.float32, st.integers(1, 40), elements=FLOATS)
 def there_and_back(latent: np.ndarray, encoding: str, media: str) -> np.ndarray:
     sent = wire.Clip("door", "b1", 0, 0.0, wire.pack(latent, encoding))
     clip = wire.load(wire.dump(sent, media), media, wire.Clip)
-    return wire.unpack([clip.latent], len(latent))[0]
+    (found,) = wire.unpack([clip.latent], len(latent))
+    return np.asarray(found)
 
 
 @pytest.mark.parametrize("media", wire.FORMATS)
@@ -153,10 +154,10 @@ def test_what_surrounds_a_latent_is_small(clips: int) -> None:
     """Beside the numbers a clip has its names and times, and a message says whose encoder it was."""
     for encoding, size in (("float32", 4), ("float16", 2), ("int8", 1)):
         bare = size * WIDTH
-        assert bare < message_bytes(wire.MSGPACK, encoding, clips) / clips < bare + 270
+        assert bare < message_bytes(wire.MSGPACK, encoding, clips) / clips < bare + 340
         if encoding != "float32":
             written = 4 * math.ceil(bare / 3)  # base64
-            assert written < message_bytes(wire.JSON, encoding, clips) / clips < written + 350
+            assert written < message_bytes(wire.JSON, encoding, clips) / clips < written + 430
 
 
 def test_smaller_forms_are_smaller() -> None:

@@ -49,7 +49,7 @@ def message_bytes(media: str, encoding: str, clips: int) -> int:
         )
         for place in range(clips)
     ]
-    post = wire.Post("0123456789abcdef" * 4, 1_800_000_100.123456, made, 3.1415926535897931)
+    post = wire.Post("0123456789abcdef" * 8, 1_800_000_100.123456, made, 3.1415926535897931)
     return len(wire.dump(post, media))
 
 
