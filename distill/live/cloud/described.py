@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Annotated, Any, Literal
 
@@ -111,9 +112,13 @@ def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"description": ERRORS[code], "content": body} for code in codes}
 
 
-def _about(summary: str, *codes: int, **more: Any) -> dict[str, Any]:
-    said = {200: {"description": summary, "content": {more.pop("media", wire.JSON): {"schema": {}}}}}
-    return {"summary": summary, "responses": {**said, **_errors(*codes)}, "response_model": None, **more}
+def _said(summary: str, *media: str) -> dict[str, Any]:
+    return {"description": summary, "content": {each: {"schema": {}} for each in media or (wire.JSON,)}}
+
+
+def _about(summary: str, *codes: int, media: Sequence[str] = (), **more: Any) -> dict[str, Any]:
+    responses = {200: _said(summary, *media), **_errors(*codes)}
+    return {"summary": summary, "responses": responses, "response_model": None, "response_class": Response, **more}
 
 
 LATENTS: dict[str, Any] = {
@@ -137,11 +142,14 @@ CLASSIFIER = _about("Who classifies here, and what", *READING, **KEYED)
 PREDICTIONS = _about("Who saw what when, by page", *READING, **KEYED)
 CAMERAS = _about("How devices and cameras are", *READING, **KEYED)
 SUMMARY = _about("Counts over time, confidence, latencies", *READING, **KEYED)
-EXPORT = _about("Predictions as a file: CSV or Parquet", *READING, media="text/csv", **KEYED)
-STREAM = _about("New predictions as server-sent events", *READING, media="text/event-stream", **KEYED)
+EXPORT = _about(
+    "Predictions as a file: CSV or Parquet", *READING, media=("text/csv", "application/vnd.apache.parquet"), **KEYED
+)
+STREAM = _about("New predictions as server-sent events", *READING, media=("text/event-stream",), **KEYED)
 LIVE = _about("The process answers")
-READY = _about("Clips would be stored", 503)
-METRICS = _about("For Prometheus", *READING, media="text/plain", **KEYED)
+READY = _about("Clips would be stored")
+READY["responses"][503] = _said("they would not, and why")
+METRICS = _about("For Prometheus", *READING, media=("text/plain",), **KEYED)
 
 
 def complete(app: FastAPI) -> None:
