@@ -219,6 +219,14 @@ def test_the_first_viewers_key_is_told_once(fresh: str, capsys: Capture, monkeyp
     assert "dst_" not in capsys.readouterr().out
 
 
+def test_a_device_may_be_called_viewer(engine: sa.Engine) -> None:
+    access.add(engine, "viewer", DEVICE)
+    holder = access.Doorman(engine).look_up(access.first_viewer(engine))
+    assert holder is not None
+    assert (holder.name, holder.role) == ("viewer 2", "viewer")
+    assert access.first_viewer(engine) == ""
+
+
 def test_anyone_may_read_where_that_is_said(fresh: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "serve", lambda _: None)
     given = [f"database={fresh}", f"classifier={classifier()}", f"port={free_port()}", "readers=anyone"]

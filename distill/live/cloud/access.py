@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import secrets
 import threading
 import time
@@ -76,9 +77,11 @@ def _new_key(connection: sa.Connection, device_id: int) -> str:
 def first_viewer(engine: sa.Engine) -> str:
     """The key of a first viewer, if there was none; else nothing."""
     with engine.connect() as connection:
-        if connection.scalar(sa.select(sa.func.count()).where(devices.c.role == VIEWER)):
-            return ""
-    return add(engine, VIEWER, VIEWER)
+        roles = {row.name: row.role for row in connection.execute(sa.select(devices.c.name, devices.c.role))}
+    if VIEWER in roles.values():
+        return ""
+    names = itertools.chain([VIEWER], (f"{VIEWER} {number}" for number in itertools.count(2)))
+    return add(engine, next(name for name in names if name not in roles), VIEWER)
 
 
 def holders(engine: sa.Engine) -> list[tuple[str, str, int]]:
