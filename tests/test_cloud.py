@@ -289,13 +289,12 @@ def test_a_scale_that_is_none(service: Service, scale: float) -> None:
 def test_a_full_queue(fresh: str, boot: str) -> None:
     with inside(fresh, queue=4, clips_per_message=4, batch=4) as own:
         own.verdicts(post(latents(1), boot=f"{boot}-first"))
+        own.rows()
         with ThreadPoolExecutor(1) as pool:
             with writer(fresh):
                 waiting = pool.submit(own.verdicts, post(latents(3), boot=boot))
-                full = eventually(
-                    lambda: (answer := own.send(post(latents(3), boot=f"{boot}-2"))).status_code == 503 and answer
-                )
-                assert "waiting" in refused(full, 503)
+                eventually(lambda: "\ndistill_cloud_queue_clips 3.0\n" in own.viewer.get("/metrics").text)
+                assert "waiting" in refused(own.send(post(latents(3), boot=f"{boot}-2")), 503)
             assert len(waiting.result(SOON)) == 3
         assert not own.verdicts(post(latents(3), boot=f"{boot}-2"))[0].known
 
