@@ -158,9 +158,13 @@ class Service:
         """And wait until it is ready."""
         given = {"classifier": classifier(), "database": self.database, "port": self.port, **self.changes}
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                command("cloud", **given), stdout=log, stderr=log, text=True, cwd=ROOT, start_new_session=True
-            )
+            same: dict[str, Any] = {
+                "stdout": log,
+                "stderr": log,
+                "cwd": ROOT,
+                "env": {**os.environ, "TMPDIR": str(self.log.parent)},
+            }
+            self.process = subprocess.Popen(command("cloud", **given), start_new_session=True, text=True, **same)
         due = time.monotonic() + PATIENCE
         while not self.is_ready():
             assert self.process.poll() is None, self.log.read_text()
