@@ -21,6 +21,7 @@ check: $(TOOLS)  ## style, types, spelling, direction of imports
 	$(BIN)/codespell distill students teachers recipes tests tools README.md
 	$(BIN)/python -m pytest tests/test_imports.py
 	$(BIN)/python -m tools.student_table --check
+	$(BIN)/python -m tools.bytes_table --check
 
 bench: $(READY)  ## the quickstart's claims over three seeds
 	$(BIN)/python tools/bench_quickstart.py

@@ -167,7 +167,7 @@ def wrong(capsys: Capture, arguments: list[str]) -> str:
 def test_wrong_options(
     arguments: list[str], said: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "serve", lambda _: pytest.fail("it served"))
+    monkeypatch.setattr(serving, "serve", lambda *_: pytest.fail("it served"))
     given = [f"classifier={classifier()}", f"out={tmp_path}", f"port={free_port()}"]
     found = wrong(capsys, ["cloud", *given, *arguments])
     assert said in found
@@ -181,10 +181,10 @@ def test_a_probe_that_does_not_say_whose_latents_it_knows(
     probe.fit(latents(50), np.arange(50) % len(CLASSES))
     save_probe(probe, CLASSES, tmp_path / "probe.safetensors", {})
     given = ["cloud", f"classifier={tmp_path / 'probe.safetensors'}", f"out={tmp_path}", f"port={free_port()}"]
-    monkeypatch.setattr(serving, "serve", lambda _: pytest.fail("it served"))
+    monkeypatch.setattr(serving, "serve", lambda *_: pytest.fail("it served"))
     assert "say encoder=ID" in wrong(capsys, given)
     served: list[Options] = []
-    monkeypatch.setattr(serving, "serve", served.append)
+    monkeypatch.setattr(serving, "serve", lambda options, _: served.append(options))
     assert dispatch([*given, "encoder=enc7"]) == 0
     assert served[0].encoder == "enc7"
 
@@ -206,7 +206,7 @@ def test_a_database_of_a_newer_version(fresh: str, engine: sa.Engine, job: list[
 
 
 def test_the_first_viewers_key_is_told_once(fresh: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "serve", lambda _: None)
+    monkeypatch.setattr(serving, "serve", lambda *_: None)
     given = ["cloud", f"database={fresh}", f"classifier={classifier()}", f"port={free_port()}"]
     assert dispatch(given) == 0
     key = key_in(capsys.readouterr().out)
@@ -228,7 +228,7 @@ def test_a_device_may_be_called_viewer(engine: sa.Engine) -> None:
 
 
 def test_anyone_may_read_where_that_is_said(fresh: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "serve", lambda _: None)
+    monkeypatch.setattr(serving, "serve", lambda *_: None)
     given = [f"database={fresh}", f"classifier={classifier()}", f"port={free_port()}", "readers=anyone"]
     assert dispatch(["cloud", *given]) == 0
     assert "key" not in capsys.readouterr().out

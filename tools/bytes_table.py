@@ -6,7 +6,6 @@ the table into README.md, between its marks; --check says whether the one there 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from distill.command import guarded
-from distill.errors import UserError
-from distill.files import publish_text
 from distill.live import wire
+from tools import readme_table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-MARKS = ("<!-- bytes per clip -->", "<!-- end -->")
+MARKS = ("<!-- bytes per clip -->", "<!-- /bytes per clip -->")
 WIDTH, TOGETHER = 1024, 32
 PLAIN = 4 * WIDTH  # float32 without anything around it: the paper's number
 CLIPS = {"16 x 112 x 112 pictures, uint8": 16 * 112 * 112 * 3, "16 x 224 x 224 pictures, uint8": 16 * 224 * 224 * 3}
@@ -70,30 +68,9 @@ def rows() -> Iterator[tuple[str, ...]]:
         yield name, f"{alone:,}", f"{share:,.0f}", f"{small / share:.0f}", f"{large / share:.0f}"
 
 
-def with_table(text: str, found: str) -> str:
-    """A README with the table between its marks."""
-    before, start, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not start or not end or MARKS[0] in rest:
-        raise UserError(f"{README.name} should have {MARKS[0]} once and {MARKS[1]} after it, around the table")
-    return f"{before}{start}\n{found}\n{end}{after}"
-
-
 def run(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--write", action="store_true", help="put the table into README.md")
-    what.add_argument("--check", action="store_true", help="fail when README.md has another table")
-    options = parser.parse_args(arguments)
-    if not options.write and not options.check:
-        print(table())
-        return
-    text = README.read_text(encoding="utf-8")
-    wanted = with_table(text, table())
-    if options.check and text != wanted:
-        raise UserError("the bytes per clip in README.md are out of date; python -m tools.bytes_table --write")
-    if options.write:
-        publish_text(README, wanted)
+    stale = "the bytes per clip in README.md are out of date; python -m tools.bytes_table --write"
+    readme_table.run(arguments, str(__doc__), table, README, MARKS, stale)
 
 
 def main() -> int:

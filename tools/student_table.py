@@ -7,7 +7,6 @@ computed and the table is the same everywhere. Counted is what recognises (a dec
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,9 +20,9 @@ from distill import plugins
 from distill.checkpoint import blank_student
 from distill.command import guarded
 from distill.errors import UserError
-from distill.files import publish_text
 from distill.measure import recognition_parameters
 from distill.outputs import Student
+from tools import readme_table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 MARKS = ("<!-- students -->", "<!-- /students -->")
@@ -133,31 +132,9 @@ def said(published: Published | None, frames: int) -> tuple[str, str, str]:
     return f"{published.millions:g}", f"{published.billions:g}", published.source
 
 
-def with_table(text: str, found: str) -> str:
-    """A README with the table between its marks."""
-    if any(text.count(mark) != 1 for mark in MARKS):
-        raise UserError(f"{README.name} should have {MARKS[0]} and {MARKS[1]} once each, around the table")
-    before, _, rest = text.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    return f"{before}{MARKS[0]}\n{found}\n{MARKS[1]}{after}"
-
-
 def run(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--write", action="store_true", help="put the table into README.md")
-    what.add_argument("--check", action="store_true", help="fail when README.md has another table")
-    options = parser.parse_args(arguments)
-    found = table(ROWS)
-    if not options.write and not options.check:
-        print(found)
-        return
-    text = README.read_text(encoding="utf-8")
-    wanted = with_table(text, found)
-    if options.check and text != wanted:
-        raise UserError("the table of students in README.md is out of date; make students writes it anew")
-    if options.write:
-        publish_text(README, wanted)
+    stale = "the table of students in README.md is out of date; make students writes it anew"
+    readme_table.run(arguments, str(__doc__), lambda: table(ROWS), README, MARKS, stale)
 
 
 def main() -> int:

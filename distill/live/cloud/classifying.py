@@ -36,11 +36,10 @@ def open_classifier(name: str, encoder: str = "") -> Classifier:
 
 def _probe(path: Path, encoder: str) -> Classifier:
     from distill.probing.base import softmax  # scikit-learn takes its time
-    from distill.probing.saved import load_probe
+    from distill.probing.saved import encoder_id, load_probe
 
     saved = load_probe(path)
-    table = saved.about.get("table")
-    made_by = encoder or str(table.get("student", "") if isinstance(table, dict) else "")
+    made_by = encoder or encoder_id(saved.about)
     if not made_by:
         raise UserError(f"{path} does not say whose latents it knows; fit it again, or say encoder=ID")
 

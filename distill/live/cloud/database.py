@@ -7,7 +7,7 @@ from the last id that it saw misses none. SQLite has room for one writer anyway.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,3 +105,10 @@ def insert(engine: sa.Engine, table: sa.Table) -> Any:
     else:
         from sqlalchemy.dialects.sqlite import insert as own  # type: ignore[assignment]
     return own(table)
+
+
+def upsert(engine: sa.Engine, table: sa.Table, names: Sequence[str]) -> Any:
+    """An insert that, of a row that is there already, replaces these columns."""
+    made = insert(engine, table)
+    taken = {name: made.excluded[name] for name in names}
+    return made.on_conflict_do_update(index_elements=[column.name for column in table.primary_key], set_=taken)

@@ -35,12 +35,12 @@ class Which(BaseModel):
     """Which predictions; since and until are about when clips were captured."""
 
     model_config = ConfigDict(extra="ignore")
-    device: str | None = Field(None, max_length=64, pattern=PLAIN)
-    camera: str | None = Field(None, max_length=64, pattern=PLAIN)
-    label: str | None = Field(None, max_length=400, pattern=PLAIN)
+    device: Named = None
+    camera: Named = None
+    label: Label = None
     min_confidence: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    since: float | None = Field(None, ge=0, le=wire.LATEST, allow_inf_nan=False)
-    until: float | None = Field(None, ge=0, le=wire.LATEST, allow_inf_nan=False)
+    since: Instant = None
+    until: Instant = None
 
     def filter(self) -> Filter:
         return Filter(**self.model_dump())

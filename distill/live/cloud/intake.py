@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from distill.live.cloud.access import Holder
 from distill.live.cloud.classifying import Classifier
-from distill.live.cloud.database import insert, writing
+from distill.live.cloud.database import insert, upsert, writing
 from distill.live.cloud.meters import Meters
 from distill.live.cloud.request import Options
 from distill.live.cloud.tables import cameras, predictions
@@ -65,7 +65,7 @@ class Intake:
             .on_conflict_do_nothing(index_elements=KEY)
             .returning(predictions.c.id, *(predictions.c[name] for name in KEY))
         )
-        self._see = _upsert(engine, ("seen", "captured", "label", "confidence"))
+        self._see = upsert(engine, cameras, ("seen", "captured", "label", "confidence"))
 
     def __enter__(self) -> Intake:
         self._thread.start()
@@ -137,12 +137,8 @@ class Intake:
         with self.meters.classify.time():
             said = self._classify(np.concatenate([arrival.latents for arrival in batch]))
         now = time.time()
-        rows = [
-            self._row(arrival, place, now) | verdict
-            for (arrival, place), verdict in zip(
-                ((arrival, place) for arrival in batch for place in range(len(arrival.post.clips))), said, strict=True
-            )
-        ]
+        clips = [(arrival, place) for arrival in batch for place in range(len(arrival.post.clips))]
+        rows = [self._row(*clip, now) | verdict for clip, verdict in zip(clips, said, strict=True)]
         with self.meters.database.time(), writing(self.engine) as connection:
             new = connection.execute(self._insert, rows).all()
             if new:
@@ -200,13 +196,6 @@ class Intake:
         self.meters.clips.labels("known").inc(clips - new)
         for device, camera in {(arrival.device.name, clip.camera) for arrival in batch for clip in arrival.post.clips}:
             self.meters.seen.labels(device, camera).set(batch[-1].received)
-
-
-def _upsert(engine: sa.Engine, names: Sequence[str]) -> Any:
-    """Camera rows that take these columns anew."""
-    made = insert(engine, cameras)
-    taken = {name: made.excluded[name] for name in names}
-    return made.on_conflict_do_update(index_elements=("device_id", "name"), set_=taken)
 
 
 def _latest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

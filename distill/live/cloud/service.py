@@ -22,7 +22,7 @@ from distill.live.cloud import described, reading
 from distill.live.cloud.access import Doorman, Holder, Pace
 from distill.live.cloud.classifying import Classifier, open_classifier
 from distill.live.cloud.dashboard import page
-from distill.live.cloud.database import insert, open_database, writing
+from distill.live.cloud.database import open_database, upsert, writing
 from distill.live.cloud.described import Bounded, Instant, Label, Named
 from distill.live.cloud.forgetting import Forgetting
 from distill.live.cloud.intake import Arrival, FullError, Intake, LatentError
@@ -44,8 +44,11 @@ def from_environment() -> FastAPI:
 
 
 def make_app(options: Options) -> FastAPI:
+    return app_with(options, open_classifier(options.classifier, options.encoder))
+
+
+def app_with(options: Options, classifier: Classifier) -> FastAPI:
     engine = open_database(options.url)
-    classifier = open_classifier(options.classifier, options.encoder)
     cloud = Cloud(options, engine, classifier)
 
     @asynccontextmanager
@@ -87,7 +90,7 @@ class Cloud:
         self.options, self.engine, self.classifier = options, engine, classifier
         self.meters, self.doorman = Meters(), Doorman(engine)
         self.paces: dict[int, Pace] = {}
-        self.see = insert(engine, cameras)
+        self.see = upsert(engine, cameras, ("status",))
         self.page, self.policy = page()
 
     def routes(self, app: FastAPI) -> None:
@@ -176,13 +179,10 @@ class Cloud:
             for name, camera in sorted({camera.name: camera for camera in state.cameras}.items())
         ]
         seen = {"seen": received, "skew": received - state.sent, "status": msgspec.json.encode(own).decode()}
-        taken = {"status": self.see.excluded.status}
         with writing(self.engine) as connection:
             connection.execute(sa.update(devices).where(devices.c.id == device.id).values(**seen))
             if rows:
-                connection.execute(
-                    self.see.on_conflict_do_update(index_elements=("device_id", "name"), set_=taken), rows
-                )
+                connection.execute(self.see, rows)
 
     async def _read(self, request: Request, kind: type[Message]) -> tuple[str, Message]:
         media, body = await read_body(request, self.options.body_mb)

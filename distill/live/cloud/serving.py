@@ -12,7 +12,7 @@ import uvicorn
 
 from distill.errors import UserError
 from distill.live.cloud import access, device_request
-from distill.live.cloud.classifying import open_classifier
+from distill.live.cloud.classifying import Classifier, open_classifier
 from distill.live.cloud.database import open_database, shown
 from distill.live.cloud.forgetting import forget_old
 from distill.live.cloud.meters import FOLDER
@@ -48,7 +48,7 @@ def cloud(options: Options) -> dict[str, Any]:
     talk.say(f"page: {address(options)}/{f'#key={key}' if key else ''}")
     if key:
         talk.say("the viewer's key is in that address, and told this once; distill cloud devices makes others")
-    serve(options)
+    serve(options, classifier)
     return {}
 
 
@@ -66,15 +66,18 @@ def check_port(host: str, port: int) -> None:
         raise UserError(f"cannot listen at {host}, port {port}: {error.strerror}; say port= or host=") from error
 
 
-def serve(options: Options) -> None:
-    """Until it is told to stop."""
-    os.environ["DISTILL_CLOUD_OPTIONS"] = msgspec.json.encode(options).decode()
+def serve(options: Options, classifier: Classifier) -> None:
+    """Until it is told to stop. Several workers open a classifier each; a single one takes this."""
+    from distill.live.cloud.service import OPTIONS, app_with  # FastAPI, which the other jobs here do without
+
+    several = options.workers > 1
+    os.environ[OPTIONS] = msgspec.json.encode(options).decode()
     with tempfile.TemporaryDirectory(prefix="distill-cloud-") as folder:
-        if options.workers > 1:
+        if several:
             os.environ[FOLDER] = folder
         uvicorn.run(
-            "distill.live.cloud.service:from_environment",
-            factory=True,
+            "distill.live.cloud.service:from_environment" if several else app_with(options, classifier),
+            factory=several,
             host=options.host,
             port=options.port,
             workers=options.workers,

@@ -47,7 +47,7 @@ class Sender:
     def __init__(self, options: Options, spool: Spool, tell: Callable[[str], object]) -> None:
         self.options, self.spool, self.tell = options, spool, tell
         self.media = wire.JSON if options.media == "json" else wire.MSGPACK
-        self.client = open_client(options)
+        self.client = open_client(options, self.media)
         self.sent = self.errors = self.refused = 0
         self.network_ms: float | None = None
         self.told = dict[str, Told]()
@@ -195,8 +195,7 @@ class Reporter:
             self.stopped.wait(self.every)
 
 
-def open_client(options: Options) -> httpx2.Client:
-    media = wire.JSON if options.media == "json" else wire.MSGPACK
+def open_client(options: Options, media: str) -> httpx2.Client:
     headers = {"authorization": f"Bearer {options.secret}", "content-type": media, "accept": media}
     return httpx2.Client(base_url=options.cloud.rstrip("/"), headers=headers, timeout=options.timeout)
 
