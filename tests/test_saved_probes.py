@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from distill.probing import grown
 from distill.probing.base import Array, Probe
 from distill.probing.classifiers import PROBES
 from distill.probing.grown import Grown, Nodes
-from distill.probing.saved import encoder_id, load_probe, said_about, save_probe
+from distill.probing.saved import KINDS, encoder_id, load_probe, said_about, save_probe
 
 EVERY = pytest.mark.parametrize("name", list(PROBES))
 LABELS: dict[str, Array] = {
@@ -66,6 +68,31 @@ def test_a_probe_says_the_same_after_reading(name: str, labels: str, kind: Any, 
     assert np.array_equal(found.probe.predict(X), probe.predict(X))
     with pytest.raises(ValueError, match="features"):
         found.probe.predict(X[:, 1:])
+
+
+JUDGE = """
+import sys, numpy
+from distill.probing.saved import load_probe
+probe = load_probe(__import__("pathlib").Path(sys.argv[1])).probe
+probe.shares(probe.scores(numpy.zeros((3, 9), numpy.float32)))
+print(*sorted({"torch", "xgboost"} & set(sys.modules)))
+"""
+
+
+@EVERY
+def test_a_probe_is_read_with_no_more_than_it_needs(name: str, tmp_path: Path) -> None:
+    path = saved(fitted(name, LABELS["two"]), tmp_path / "probe.safetensors")
+    done = subprocess.run([sys.executable, "-c", JUDGE, path], capture_output=True, text=True, check=True)
+    trees = dict.fromkeys(("decision_tree", "random_forest"), {"xgboost"})  # in its module
+    needs = {"knn": {"torch"}, "mlp": {"torch"}, "xgboost": {"torch", "xgboost"}, **trees}
+    assert set(done.stdout.split()) == needs.get(name, set())
+
+
+def test_every_probe_is_found_where_it_is() -> None:
+    classes = [type(kind.make(0)) for kind in PROBES.values()]
+    assert {kind.__name__: kind.__module__ for kind in classes} == {
+        name: f"distill.probing.{module}" for name, module in KINDS.items()
+    }
 
 
 def test_a_probe_tells_whose_latents_it_was_fitted_on(tmp_path: Path) -> None:

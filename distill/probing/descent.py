@@ -18,7 +18,6 @@ from distill.probing.base import chunks
 
 MOST_STEPS = 500
 PATIENCE = 20  # steps without getting nearer by half: more than single precision gives
-TOLERANCE = 3e-8
 TINY = torch.finfo(torch.float64).tiny
 SEARCH = 8  # looks at the slope along a direction, at most
 FLAT = 0.01  # a slope so much less than the first ends the search
@@ -146,7 +145,7 @@ class Solution:
     steps: int
 
 
-def minimise(task: Task, loss: Loss, C: float, start: Linear | None = None, tolerance: float = TOLERANCE) -> Solution:
+def minimise(task: Task, loss: Loss, C: float, start: Linear | None, tolerance: float) -> Solution:
     """|weights|^2 / 2 + C loss, to a share of `tolerance` of it."""
     return _Descent(task, loss, C)(start, tolerance)
 
