@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import os
+import select
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,7 @@ READERS = {  # of jobs that are asked for otherwise than by a recipe; one with O
     "cloud forget": "distill.live.cloud.request",
     "demo-aiot": "distill.live.aiot_request",
 }
+UNHEARD = 141  # exit code of a command whose reader has gone, as shells say it
 SHORT_LIST = 3
 SHORT = {"clips": dict.fromkeys(("prepare", "frames", "short_side"), "clips.")}  # what a job's own keys leave out
 USAGE = f"""distill JOB recipe=NAME key=value ...
@@ -66,8 +68,7 @@ def dispatch(arguments: Sequence[str] | None = None) -> int:
     if job == "recipes":
         return guarded(_list_recipes)
     if job in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0
+        return guarded(lambda: print(USAGE))
     print(f"error: there is no job {job!r}; known: {', '.join([*JOBS, 'recipes'])}", file=sys.stderr)
     return 2
 
@@ -79,8 +80,7 @@ def run(job: str, arguments: Sequence[str] | None = None) -> int:
         job = f"{job} {given.pop(0)}"
     function = function_of(job)
     if {"-h", "--help"} & set(given):
-        print(f"{inspect.getdoc(function)}\n\n{_help(job)}")
-        return 0
+        return guarded(lambda: print(f"{inspect.getdoc(function)}\n\n{_help(job)}"))
 
     def asked() -> None:
         request = _read(job, given)
@@ -118,6 +118,11 @@ def guarded(job: Callable[[], object]) -> int:
     """Do the job; a UserError becomes one line on stderr and exit code 2."""
     try:
         job()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if _is_heard():
+            raise
+        return UNHEARD
     except UserError as error:
         _complain(str(error))
         return 2
@@ -139,6 +144,16 @@ def guarded(job: Callable[[], object]) -> int:
             )
         return 130
     return 0
+
+
+def _is_heard() -> bool:
+    """Whether somebody still reads what is printed; `distill ... | head` stops early, which is no error of ours."""
+    looking = select.poll()
+    looking.register(sys.stdout, 0)
+    if not looking.poll(0):  # a pipe that nobody reads is in error, asked for or not
+        return True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed at the end
+    return False
 
 
 def _meaning(error: str) -> str | None:

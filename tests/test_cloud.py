@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import itertools
@@ -154,6 +155,33 @@ def test_a_clip_twice_in_one_message(service: Service, boot: str) -> None:
     message.clips[2].seq = 0
     assert [verdict.known for verdict in service.verdicts(message)] == [False, False, True]
     assert [row["seq"] for row in service.rows() if row["boot"] == boot] == [0, 1]
+
+
+def test_a_clip_that_is_known_stays_as_it_was(service: Service, boot: str) -> None:
+    """Whatever comes with its key again, alone or beside new clips; and the camera shows the newest of the new ones."""
+    where, other = f"gate {boot}", -latents(4)
+    first = post(latents(3), where, boot)
+    was = [(verdict.label, verdict.confidence) for verdict in service.verdicts(first)]
+
+    def last() -> dict[str, Any]:
+        (box,) = (each for each in service.viewer.get("/v1/cameras").json()["devices"] if each["name"] == "box1")
+        return next(camera for camera in box["cameras"] if camera["name"] == where)
+
+    again = post(other, where, boot)
+    said = service.verdicts(again)
+    assert [(verdict.label, verdict.confidence) for verdict in said[:3]] == was
+    assert [verdict.label for verdict in service.verdicts(post(other[:3], where, f"{boot}-2"))] != [
+        label for label, _ in was
+    ]  # what the other numbers would have been called
+    newest = post(latents(1), where, boot, first=4)
+    newest.clips += again.clips[:2]
+    (fresh, *old) = service.verdicts(newest)
+    assert (fresh.known, [verdict.known for verdict in old]) == (False, [True, True])
+    assert (last()["label"], last()["captured"]) == (fresh.label, newest.clips[0].captured)
+    twice = post(latents(1), where, boot, first=5)
+    twice.clips += post(other[:1], where, boot, first=5).clips
+    one, two = service.verdicts(twice)
+    assert (one.label, one.confidence, two.known) == (two.label, two.confidence, True)
 
 
 def test_the_same_number_of_another_camera_boot_or_device_is_another_clip(service: Service, boot: str) -> None:
@@ -687,6 +715,23 @@ def test_only_so_many_pages_listen(fresh: str) -> None:
         eventually(lambda: own.viewer.build_request("GET", "/") and listens(own))
 
 
+async def never() -> bool:
+    return False
+
+
+def test_pages_that_come_at_the_same_moment_are_counted_too(fresh: str) -> None:
+    """Both were let in while nobody listened yet; one of them is told to come again later."""
+
+    async def both() -> tuple[bytes, bytes]:
+        hub = streaming.Hub(database.open_database(fresh), most=1)
+        one, two = hub.events(0, never), hub.events(0, never)
+        return await anext(one), await anext(two)
+
+    first, second = asyncio.run(both())
+    assert b": listening" in first
+    assert second == b"retry: 10000\n\n"
+
+
 def listens(own: Service) -> bool:
     with own.viewer.stream("GET", "/v1/stream") as answer:
         return answer.status_code == 200
@@ -715,6 +760,14 @@ def test_numbers_for_prometheus(fresh: str) -> None:
     assert told["batch_clips_count"] == told["classify_seconds_count"] == told["database_seconds_count"] == 2
     assert told['request_seconds_count{route="/v1/latents"}'] == 2
     assert told['camera_last_seen_seconds{camera="door",device="box1"}'] == pytest.approx(time.time(), abs=SOON)
+
+
+def test_what_goes_wrong_here_is_counted(fresh: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "health", lambda _: 1 // 0)
+    with inside(fresh) as own:
+        assert own.viewer.get("/v1/cameras").status_code == 500
+        text = own.client(own.key("ann")).get("/metrics").text  # the server closed the connection
+        assert 'requests_total{code="500",route="/v1/cameras"} 1.0' in text
 
 
 @pytest.mark.parametrize("kind", DATABASES)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +52,25 @@ def test_recipes_are_listed_with_what_they_are(capsys: Capture) -> None:
     for line, path in zip(lines, known, strict=True):
         first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         assert line.split() == [path.stem, *first.split()]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["recipes"]], ids=" ".join)
+def test_a_reader_that_stops_early_is_no_error(arguments: list[str]) -> None:
+    """As in `distill train --help | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    whole = [sys.executable, "-m", "distill.cli", *arguments]
+    done = subprocess.run(whole, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (command.UNHEARD, "")
+
+
+def test_a_broken_pipe_of_another_kind_is_told() -> None:
+    def job() -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        command.guarded(job)
 
 
 @pytest.mark.parametrize("job", command.JOBS)

@@ -21,7 +21,7 @@ from distill.files import make_folder, publish
 from distill.live.aiot_request import Options
 from distill.live.cloud import access
 from distill.live.cloud.database import open_database
-from distill.live.cloud.serving import check_port
+from distill.live.cloud.serving import free_port
 from distill.live.cloud.tables import DEVICE, VIEWER
 from distill.live.edge.request import KEY
 from distill.live.showing import stopping
@@ -47,7 +47,7 @@ def demo_aiot(options: Options) -> dict[str, Any]:
     """
     talk, out = Talk(), Path(options.out)
     for port in (options.port, options.port + 1):
-        check_port(HOST, port)
+        free_port(HOST, port)
     make_folder(out)
     model = Path(options.model) if options.model else _student(out, talk)
     videos = _videos(out / "cameras", options.cameras, talk)

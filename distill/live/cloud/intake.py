@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ from distill.live.wire import Post, Verdict
 
 PATIENCE = 10.0  # seconds that the thread is given to store what it has taken
 KEY = ("device_id", "camera", "boot", "seq")
+AT_ONCE = 1000  # clips that one question is about
 ROUND = 6  # places that a share is kept to
 
 
@@ -139,15 +140,20 @@ class Intake:
         now = time.time()
         clips = [(arrival, place) for arrival in batch for place in range(len(arrival.post.clips))]
         rows = [self._row(*clip, now) | verdict for clip, verdict in zip(clips, said, strict=True)]
+        keys = [_key(row) for row in rows]
         with self.meters.database.time(), writing(self.engine) as connection:
             new = connection.execute(self._insert, rows).all()
-            if new:
-                connection.execute(self._see, _latest(rows))
-        fresh = {tuple(row[1:]) for row in new}
+            first = {key: place for place, key in reversed([*enumerate(keys)])}  # the same clip may come twice at once
+            fresh = sorted(first[tuple(row[1:])] for row in new)
+            before = _before(connection, [*{*keys} - {keys[place] for place in fresh}])
+            if fresh:
+                connection.execute(self._see, _latest([rows[place] for place in fresh]))
         if new:
             self.told(max(row[0] for row in new))
         self._count(batch, len(rows), len(new))
-        verdicts = iter([self._verdict(row, fresh) for row in rows])
+        kept = before | {keys[place]: (rows[place]["label"], rows[place]["confidence"]) for place in fresh}
+        known = {*range(len(rows))}.difference(fresh)
+        verdicts = iter([_verdict(row, kept[keys[place]], place in known) for place, row in enumerate(rows)])
         return [[next(verdicts) for _ in arrival.post.clips] for arrival in batch]
 
     def _classify(self, latents: np.ndarray) -> list[dict[str, Any]]:
@@ -184,18 +190,31 @@ class Intake:
             "latent": arrival.latents[place].astype(np.float16).tobytes() if self.options.latents else None,
         }
 
-    def _verdict(self, row: dict[str, Any], fresh: set[tuple[Any, ...]]) -> Verdict:
-        key = tuple(row[name] for name in KEY)
-        known = key not in fresh
-        fresh.discard(key)  # the same clip again in this batch is known by now
-        return Verdict(row["camera"], row["boot"], row["seq"], row["label"], row["confidence"], known)
-
     def _count(self, batch: Sequence[Arrival], clips: int, new: int) -> None:
         self.meters.batch.observe(clips)
         self.meters.clips.labels("stored").inc(new)
         self.meters.clips.labels("known").inc(clips - new)
         for device, camera in {(arrival.device.name, clip.camera) for arrival in batch for clip in arrival.post.clips}:
             self.meters.seen.labels(device, camera).set(batch[-1].received)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in KEY)
+
+
+def _verdict(row: Mapping[str, Any], kept: tuple[str, float], known: bool) -> Verdict:
+    return Verdict(row["camera"], row["boot"], row["seq"], *kept, known)
+
+
+def _before(connection: sa.Connection, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], tuple[str, float]]:
+    """What was said of clips that are there already, whatever is sent with their keys now."""
+    columns = [predictions.c[name] for name in KEY]
+    found = dict[tuple[Any, ...], tuple[str, float]]()
+    for at in range(0, len(keys), AT_ONCE):
+        some = keys[at : at + AT_ONCE]
+        asked = sa.select(*columns, predictions.c.label, predictions.c.confidence).where(sa.tuple_(*columns).in_(some))
+        found |= {tuple(row[:-2]): (row.label, row.confidence) for row in connection.execute(asked)}
+    return found
 
 
 def _latest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from distill.live.cloud.forgetting import Forgetting
 from distill.live.cloud.intake import Arrival, FullError, Intake, LatentError
 from distill.live.cloud.meters import Meters
 from distill.live.cloud.request import Options
-from distill.live.cloud.streaming import Hub, heeding_signals
+from distill.live.cloud.streaming import FULL_SECONDS, Hub, heeding_signals
 from distill.live.cloud.surface import Refusal, Surface, answered, bearer, read_body
 from distill.live.cloud.tables import DEVICE, VIEWER, cameras, devices
 
@@ -53,7 +53,7 @@ def app_with(options: Options, classifier: Classifier) -> FastAPI:
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        cloud.hub = Hub(engine)
+        cloud.hub = Hub(engine, options.streams)
         with (
             threadpool_limits(1),
             Intake(engine, classifier, options, cloud.meters, cloud.hub.tell) as cloud.intake,
@@ -257,8 +257,8 @@ class Cloud:
 
     async def stream(self, request: Request, after: Bounded = None) -> Response:
         await self.reader(request)
-        if self.hub.listeners >= self.options.streams:
-            raise Refusal(503, "too many pages are listening", {"Retry-After": "10"})
+        if self.hub.full:
+            raise Refusal(503, "too many pages are listening", {"Retry-After": str(FULL_SECONDS)})
         told = request.headers.get("last-event-id", "")
         place = int(told) if told.isascii() and told.isdigit() and len(told) < 19 else after
         newest = await run_in_threadpool(reading.newest_id, self.engine)  # now, while there can be a refusal

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -38,7 +39,7 @@ def cloud(options: Options) -> dict[str, Any]:
     talk = Talk()
     engine = open_database(options.url)
     classifier = open_classifier(options.classifier, options.encoder)
-    check_port(options.host, options.port)
+    options = replace(options, port=free_port(options.host, options.port))
     key = access.first_viewer(engine) if options.readers == "key" else ""
     engine.dispose()
     talk.say(
@@ -57,11 +58,11 @@ def address(options: Options) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
 
 
-def check_port(host: str, port: int) -> None:
-    """That it is free shows before anything else is done."""
+def free_port(host: str, port: int) -> int:
+    """That it is free shows before anything else is done; 0 stands for any that is."""
     try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            pass
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+            return int(found.getsockname()[1])
     except OSError as error:
         raise UserError(f"cannot listen at {host}, port {port}: {error.strerror}; say port= or host=") from error
 

@@ -18,17 +18,22 @@ from distill.live.cloud.reading import Filter, newest_id, page, spoken
 
 ALIVE_SECONDS = 15.0  # between two signs of life where there is nothing to say
 LOOK_SECONDS = 0.5  # between two looks for what other workers have stored
+FULL_SECONDS = 10  # after which to come again, where too many listen
 AT_ONCE = 500  # predictions of one event
 
 
 class Hub:
     """Knows the newest id, from this worker at once and from the others soon, while somebody listens."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self.engine, self.newest, self.listeners, self.over = engine, 0, 0, False
+    def __init__(self, engine: sa.Engine, most: int) -> None:
+        self.engine, self.most, self.newest, self.listeners, self.over = engine, most, 0, 0, False
         self._news = asyncio.Event()  # a new one each time: who waits for the old one has heard
         self._loop = asyncio.get_running_loop()
         self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def full(self) -> bool:
+        return self.listeners >= self.most
 
     def tell(self, newest: int) -> None:
         """From any thread."""
@@ -43,6 +48,9 @@ class Hub:
 
     async def events(self, last: int, gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
         """What came after an id, as long as it is listened to."""
+        if self.full:  # by others who asked at the same moment
+            yield b"retry: %d\n\n" % (1e3 * FULL_SECONDS)
+            return
         self.listeners += 1
         try:
             self._look()

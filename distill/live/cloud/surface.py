@@ -62,11 +62,17 @@ class Surface:
             await self.app(scope, receive, send)
             return
 
+        def count(code: int) -> None:
+            self.meters.requests.labels(getattr(scope.get("route"), "path", "other"), str(code)).inc()
+
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "other")
-                self.meters.requests.labels(route, str(message["status"])).inc()
+                count(message["status"])
                 message["headers"] = [*message["headers"], *SAFE]
             await send(message)
 
-        await self.app(scope, receive, counted)
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:  # what answers it stands outside
+            count(500)
+            raise
