@@ -23,6 +23,7 @@ from distill.live.edge.camera import Camera
 from distill.live.edge.health import Health, Seen, Watch
 from distill.live.edge.page import bound, served
 from distill.live.edge.pipe import Order
+from distill.live.edge.request import Options
 from distill.live.edge.sender import Told
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
@@ -157,10 +158,11 @@ def test_a_watch_tells_no_secrets() -> None:
     depth = SimpleNamespace(clips=1, bytes=2, seconds=3.0, dropped=Counter({"door": 4}))
     spool = SimpleNamespace(depth=lambda: depth, trouble="")
     rounds = SimpleNamespace(boot="b", encoder="e", encode_ms=1.0)
-    watch = Watch("m", [camera], rounds, spool, None, "")  # type: ignore[arg-type]
+    watch = Watch(Options(model="m", status_every=60), [camera], rounds, spool, None)  # type: ignore[arg-type]
     told = json.loads(msgspec.json.encode(watch.health()))
     assert told["cameras"]["door"] == {"source": "rtsp://***@cam/1", "told": None}
     assert told["dropped"] == {"door": 4}
     assert "geheim" not in json.dumps(told)
     body = wire.dump(watch.state(), wire.MSGPACK)
-    assert wire.load(body, wire.MSGPACK, wire.EdgeState).spool_dropped == 4
+    state = wire.load(body, wire.MSGPACK, wire.EdgeState)
+    assert (state.spool_dropped, state.report_seconds) == (4, 60)

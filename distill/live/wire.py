@@ -130,6 +130,8 @@ class EdgeState(Struct, forbid_unknown_fields=True):
     encode_ms: Milliseconds
     """What a clip takes, lately."""
     cameras: Annotated[list[CameraState], Meta(max_length=MOST_CAMERAS)] = []
+    report_seconds: Seconds = 5.0
+    """Between this and the next."""
 
 
 Message = TypeVar("Message")

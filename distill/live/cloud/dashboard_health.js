@@ -1,6 +1,6 @@
 // How devices and cameras are.
 
-const REPORT_SECONDS = 5; // what an edge does unless it is told otherwise
+const LEAST_SECONDS = 5; // that are worth a word
 const SILENT_REPORTS = 3;
 const SKEW_SECONDS = 2; // worth a warning
 const MANY_CAMERAS = 40;
@@ -8,28 +8,17 @@ const MANY_CAMERAS = 40;
 const health = {
   devices: [],
   asked: 0, // performance.now() of the answer
-  reports: new Map(), // device -> {boot, sent, every}: how often it reports, as far as was seen
   age() {
     return (performance.now() - this.asked) / 1000;
   },
 };
-
-function learnReports(device) {
-  const { boot, sent } = device.status ?? {};
-  if (sent === undefined) return;
-  const known = health.reports.get(device.name);
-  const apart = known && known.boot === boot && sent > known.sent ? sent - known.sent : Infinity;
-  const every = Math.min(known?.boot === boot ? known.every : Infinity, apart);
-  health.reports.set(device.name, { boot, sent, every });
-}
 
 function silence(device) {
   return device.silent_seconds == null ? null : device.silent_seconds + health.age();
 }
 
 function isSilent(device) {
-  const every = health.reports.get(device.name)?.every ?? Infinity;
-  return silence(device) > SILENT_REPORTS * Math.max(REPORT_SECONDS, Number.isFinite(every) ? every : 0);
+  return silence(device) > SILENT_REPORTS * Math.max(LEAST_SECONDS, device.status?.report_seconds ?? 0);
 }
 
 function deviceState(device) {
@@ -117,7 +106,6 @@ function newDevice() {
 function takeDevices(devices) {
   health.devices = devices.sort((one, other) => byName(one.name, other.name));
   health.asked = performance.now();
-  devices.forEach(learnReports);
 }
 
 function shownDevices() {

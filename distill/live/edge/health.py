@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from distill.live import wire
 from distill.live.edge.camera import Camera
+from distill.live.edge.request import Options
 from distill.live.edge.rounds import Rounds
 from distill.live.edge.sender import Sender, Told
 from distill.live.edge.spool import Spool
@@ -52,10 +53,10 @@ class Watch:
     """Asks everybody how it goes."""
 
     def __init__(
-        self, model: str, cameras: Sequence[Camera], rounds: Rounds, spool: Spool, sender: Sender | None, cloud: str
+        self, options: Options, cameras: Sequence[Camera], rounds: Rounds, spool: Spool, sender: Sender | None
     ) -> None:
-        self.model, self.cameras, self.rounds, self.spool, self.sender = model, cameras, rounds, spool, sender
-        self.cloud, self.started, self.version = cloud, time.monotonic(), version("distill")
+        self.options, self.cameras, self.rounds, self.spool, self.sender = options, cameras, rounds, spool, sender
+        self.started, self.version = time.monotonic(), version("distill")
 
     def state(self) -> wire.EdgeState:
         depth = self.spool.depth()
@@ -64,7 +65,7 @@ class Watch:
             sent=time.time(),
             version=self.version,
             encoder=self.rounds.encoder,
-            model=self.model,
+            model=self.options.model,
             uptime_seconds=time.monotonic() - self.started,
             spool_clips=depth.clips,
             spool_bytes=depth.bytes,
@@ -74,6 +75,7 @@ class Watch:
             send_errors=self.sender.errors if self.sender else 0,
             encode_ms=self.rounds.encode_ms,
             cameras=[camera.report() for camera in self.cameras],
+            report_seconds=self.options.status_every,
         )
 
     def health(self) -> Health:
@@ -81,7 +83,7 @@ class Watch:
         return Health(
             edge=self.state(),
             cameras={camera.name: Seen(safe(camera.order.source), told.get(camera.name)) for camera in self.cameras},
-            cloud=self.cloud,
+            cloud=self.options.cloud,
             trouble=self.sender.trouble if self.sender else "",
             disk=self.spool.trouble,
             dropped=dict(self.spool.depth().dropped),

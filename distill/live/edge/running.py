@@ -58,7 +58,7 @@ def edge(options: Options) -> dict[str, Any]:
         cameras = [Camera(name, _order(options, encoder, name), changed, talk.warn) for name in options.cameras]
         boot = secrets.token_hex(8)
         rounds = Rounds(options, cameras, changed, encoder, _keep(spool, sender), encoder.id, boot)
-        watch = Watch(options.model, cameras, rounds, spool, sender, options.cloud)
+        watch = Watch(options, cameras, rounds, spool, sender)
         if socket:
             closing.enter_context(served(watch, socket))
             talk.say(f"page: http://{options.host}:{options.port}")
