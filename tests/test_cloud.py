@@ -571,6 +571,28 @@ def test_the_summary_is_of_the_last_hour(service: Service, boot: str) -> None:
     assert (said["until"] - said["since"], said["bucket"]) == (3600, 60)
 
 
+@pytest.mark.parametrize(
+    ("taken", "limit", "shrunk"),
+    [
+        ("gzip", 1000, True),
+        ("br;q=1.0, GZip;q=0.8, *", 1000, True),
+        ("gzip", 5, False),
+        ("gzip;q=0, br", 1000, False),
+        ("gzip; q=0.000", 1000, False),
+        ("identity", 1000, False),
+    ],
+)
+def test_large_answers_are_compressed_for_who_takes_it_so(
+    history: Service, taken: str, limit: int, shrunk: bool
+) -> None:
+    plain = history.viewer.get("/v1/predictions", params={"limit": limit}, headers={"Accept-Encoding": "identity"})
+    answer = history.viewer.get("/v1/predictions", params={"limit": limit}, headers={"Accept-Encoding": taken})
+    assert answer.json() == plain.json()
+    assert answer.headers.get("content-encoding") == ("gzip" if shrunk else None)
+    assert (int(answer.headers["content-length"]) < len(plain.content) / 5) == shrunk
+    assert answer.headers["vary"] == "Accept-Encoding"
+
+
 @pytest.mark.parametrize("query", [{}, {"camera": "yard", "min_confidence": 0.4}, {"device": "nobody"}])
 def test_exports_are_the_predictions(history: Service, query: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "PAGE", 50)

@@ -29,7 +29,7 @@ from distill.live.cloud.intake import Arrival, FullError, Intake, LatentError
 from distill.live.cloud.meters import Meters
 from distill.live.cloud.request import Options
 from distill.live.cloud.streaming import FULL_SECONDS, Hub, heeding_signals
-from distill.live.cloud.surface import Refusal, Surface, answered, bearer, read_body
+from distill.live.cloud.surface import Refusal, Surface, answered, bearer, read_body, shrunk
 from distill.live.cloud.tables import DEVICE, VIEWER, cameras, devices
 
 OPTIONS = "DISTILL_CLOUD_OPTIONS"  # the environment variable through which workers are told them
@@ -218,7 +218,7 @@ class Cloud:
             reading.page, self.engine, which.filter(), limit, order == "newest", after, before
         )
         more = rows[-1]["id"] if len(rows) == limit else None
-        return answered({"predictions": reading.spoken(rows), "next": more})
+        return await shrunk(request, answered({"predictions": reading.spoken(rows), "next": more}))
 
     async def cameras(self, request: Request) -> Response:
         await self.reader(request)
@@ -242,7 +242,8 @@ class Cloud:
         if (end - start) / bucket > reading.MOST_BUCKETS:
             raise Refusal(422, f"that is more than {reading.MOST_BUCKETS} buckets; take a larger bucket")
         which = reading.Filter(device, camera, label, None, start, end)
-        return answered(await run_in_threadpool(reading.summary, self.engine, which, bucket))
+        found = await run_in_threadpool(reading.summary, self.engine, which, bucket)
+        return await shrunk(request, answered(found))
 
     async def export(
         self, request: Request, which: Annotated[described.Which, Query()], format: described.Format = "csv"

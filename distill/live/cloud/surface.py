@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from fastapi import Request
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +18,9 @@ from distill.live import wire
 from distill.live.cloud.meters import Meters
 
 MEGABYTE = 1_000_000
+LARGE = 50_000  # bytes of an answer that is worth compressing
+TAKES_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)
+QUICK = 3  # of gzip's levels 1 to 9
 SAFE = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 ALIASES = {"application/x-msgpack": wire.MSGPACK, "application/vnd.msgpack": wire.MSGPACK}
 
@@ -26,6 +32,15 @@ class Refusal(HTTPException):
 def answered(value: Any, code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     fresh = {"Cache-Control": "no-store", **(headers or {})}
     return Response(msgspec.json.encode(value), code, fresh, wire.JSON)
+
+
+async def shrunk(request: Request, answer: Response) -> Response:
+    """A large answer, compressed for who takes it so; and beside the loop, which has clips to take."""
+    if len(answer.body) >= LARGE and TAKES_GZIP.search(request.headers.get("accept-encoding", "")):
+        answer.body = await run_in_threadpool(gzip.compress, answer.body, QUICK, mtime=0)
+        answer.headers.update({"Content-Encoding": "gzip", "Content-Length": str(len(answer.body))})
+    answer.headers["Vary"] = "Accept-Encoding"
+    return answer
 
 
 def bearer(request: Request) -> str:
