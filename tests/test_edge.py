@@ -210,7 +210,7 @@ def test_ctrl_c_while_the_cloud_hangs(tmp_path: Path, films: list[Path], tiny_ru
             asked = time.monotonic()
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=20)
-            assert time.monotonic() - asked < 3 + 4
+            assert time.monotonic() - asked < 15  # the cloud hangs for 20
             assert process.returncode == 0, errors
     assert json.loads(output.splitlines()[-1])["waiting"] > 0
     assert f"clips wait in {tmp_path / 'spool.sqlite'}; the next start sends them" in errors

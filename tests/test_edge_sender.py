@@ -312,7 +312,7 @@ def test_leaving_a_cloud_that_hangs(cloud: Cloud, box: Callable[..., Box]) -> No
     until(lambda: cloud.posts)
     started = time.monotonic()
     here.sender.leave(lambda: time.monotonic() > started + 0.3)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 3  # the cloud hangs for 4
     here.spool.close()
     assert here.said == []  # what comes back too late disturbs nobody
 
