@@ -21,10 +21,11 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from distill.live import wire
 from distill.live.edge.camera import Camera
 from distill.live.edge.health import Health, Seen, Watch
-from distill.live.edge.page import bound, served
+from distill.live.edge.page import served
 from distill.live.edge.pipe import Order
 from distill.live.edge.request import Options
 from distill.live.edge.sender import Told
+from distill.live.listening import taken
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 MARKUP = "<img src=x onerror=alert(1)>&amp;"
@@ -81,7 +82,7 @@ def fake() -> Fake:
 
 @pytest.fixture
 def url(fake: Fake) -> Iterator[str]:
-    where = bound("127.0.0.1", 0)
+    where = taken("127.0.0.1", 0)
     with served(fake, where):  # type: ignore[arg-type]
         yield f"http://127.0.0.1:{where.getsockname()[1]}"
 
@@ -113,14 +114,14 @@ def test_what_it_shows(browser: Browser, url: str, fake: Fake) -> None:
 
 def test_an_edge_that_is_gone(browser: Browser, fake: Fake) -> None:
     """What is old is said to be old; the page comes back by itself."""
-    where = bound("127.0.0.1", 0)
+    where = taken("127.0.0.1", 0)
     port = where.getsockname()[1]
     with served(fake, where):  # type: ignore[arg-type]
         opened = browser.new_page()
         opened.goto(f"http://127.0.0.1:{port}/")
         expect(opened.locator(".camera")).to_have_count(5)
     expect(opened.get_by_role("status")).to_contain_text("The edge does not answer", timeout=9000)
-    with served(fake, bound("127.0.0.1", port)):  # type: ignore[arg-type]
+    with served(fake, taken("127.0.0.1", port)):  # type: ignore[arg-type]
         expect(opened.get_by_role("status")).to_contain_text("the cloud cannot be reached", timeout=9000)
     opened.close()
 

@@ -23,9 +23,9 @@ from distill.live.edge.spool import ROW_BYTES, Spool, Spooled
 NOW = time.time()
 
 
-def clip(seq: int, camera: str = "door", encoder: str = "e", age: float = 0.0, width: int = 64) -> Spooled:
+def clip(seq: int, camera: str = "door", encoder: str = "e", width: int = 64) -> Spooled:
     latent = wire.pack(np.full(width, seq, np.float32), "float16")
-    return Spooled(wire.Clip(camera, "boot", seq, time.time() - age, latent), encoder)
+    return Spooled(wire.Clip(camera, "boot", seq, NOW, latent), encoder)
 
 
 def opened(folder: Path, most_bytes: float = 1e9, most_seconds: float = 1e6, said: list[str] | None = None) -> Spool:
@@ -97,18 +97,70 @@ def test_the_file_itself_is_bounded(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_what_is_too_old_goes(tmp_path: Path) -> None:
+class Clock:
+    """Stands in for `time` in the spool."""
+
+    def __init__(self) -> None:
+        self.now, self.ticks = NOW, 5.0
+
+    def passes(self, seconds: float) -> None:
+        self.now, self.ticks = self.now + seconds, self.ticks + seconds
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.ticks
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(spooling, "time", made)
+    return made
+
+
+def test_what_is_too_old_goes(tmp_path: Path, clock: Clock) -> None:
     spool = opened(tmp_path, most_seconds=100)
-    spool.add([clip(0, age=99), clip(1, age=50)])
-    assert spool.depth().seconds == pytest.approx(99, abs=2)
-    spool.add([clip(2, "yard", age=101)])
-    assert everything(spool) == [("door", 0), ("door", 1)]
+    spool.add([clip(0, "yard")])
+    clock.passes(50)
+    spool.add([clip(1)])
+    assert spool.depth().seconds == 50
+    clock.passes(51)
+    spool.add([clip(2)])
+    assert everything(spool) == [("door", 1), ("door", 2)]
     assert spool.depth().dropped == {"yard": 1}
     spool.close()
-    again = opened(tmp_path, most_seconds=60)
-    assert everything(again) == [("door", 1)]
+    clock.ticks = 5.0  # a restart
+    again = opened(tmp_path, most_seconds=50)
+    assert everything(again) == [("door", 2)]
     assert again.depth().dropped == {"yard": 1, "door": 1}
     again.close()
+
+
+@pytest.mark.parametrize("jump", [1.7e9, 86_400.0, -86_400.0])
+def test_a_clock_that_is_set_makes_nothing_old(jump: float, tmp_path: Path, clock: Clock) -> None:
+    """As on a box that learns the time from the network, which was away until now."""
+    clock.now = 1.75e9 if jump < 0 else 1000.0
+    spool = opened(tmp_path, most_seconds=100)
+    spool.add([clip(0)])
+    clock.passes(60)
+    clock.now += jump
+    spool.add([clip(1)])
+    assert everything(spool) == [("door", 0), ("door", 1)]
+    assert spool.depth().seconds == pytest.approx(60)
+    clock.passes(41)
+    spool.add([clip(2)])
+    assert everything(spool) == [("door", 1), ("door", 2)]
+    assert spool.depth().dropped == {"door": 1}
+    spool.close()
+
+
+def test_nobody_else_on_the_box_reads_it(tmp_path: Path) -> None:
+    spool = opened(tmp_path)
+    spool.add([clip(0)])
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
+    spool.close()
 
 
 def test_encoders_are_kept_apart(tmp_path: Path) -> None:

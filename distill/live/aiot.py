@@ -21,9 +21,9 @@ from distill.files import make_folder, publish
 from distill.live.aiot_request import Options
 from distill.live.cloud import access
 from distill.live.cloud.database import open_database
-from distill.live.cloud.serving import free_port
 from distill.live.cloud.tables import DEVICE, VIEWER
 from distill.live.edge.request import KEY
+from distill.live.listening import taken
 from distill.live.showing import stopping
 from distill.run_log import Talk
 
@@ -47,7 +47,7 @@ def demo_aiot(options: Options) -> dict[str, Any]:
     """
     talk, out = Talk(), Path(options.out)
     for port in (options.port, options.port + 1):
-        free_port(HOST, port)
+        taken(HOST, port).close()
     make_folder(out)
     model = Path(options.model) if options.model else _student(out, talk)
     videos = _videos(out / "cameras", options.cameras, talk)
@@ -132,7 +132,7 @@ def _started(arguments: Sequence[str], log: Path, more: dict[str, str]) -> Itera
             [sys.executable, "-m", "distill.cli", *arguments],
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **more},
+            env={**os.environ, **more, "NO_PROXY": HOST, "no_proxy": HOST},  # all of it is on this machine
             start_new_session=True,
         )
     try:
@@ -147,10 +147,10 @@ def _started(arguments: Sequence[str], log: Path, more: dict[str, str]) -> Itera
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + PATIENCE
+    until, opener = time.monotonic() + PATIENCE, urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < until and process.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with opener.open(url, timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)

@@ -86,7 +86,8 @@ def _about(options: Options, recogniser: Recogniser, source: Source) -> str:
 
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that files get finished; the second time they mean what they meant."""
+    """An event that Ctrl-C, SIGTERM or a terminal that closes sets, so that files get finished; the second time they
+    mean what they meant."""
     stop = threading.Event()
     before: dict[signal.Signals, Any] = {}
 
@@ -95,7 +96,10 @@ def stopping() -> Iterator[threading.Event]:
         signal.signal(number, before[signal.Signals(number)])
 
     here = threading.current_thread() is threading.main_thread()  # signals are for no other
-    for which in (signal.SIGINT, signal.SIGTERM) if here else ():
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        wanted.append(signal.SIGHUP)
+    for which in wanted if here else ():
         before[which] = signal.getsignal(which) or signal.SIG_DFL
         signal.signal(which, told)
     try:

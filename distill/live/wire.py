@@ -25,6 +25,7 @@ MOST_CAMERAS = 1024  # of one device
 WIDEST = 1 << 16  # numbers of a latent
 LATEST = 2.0**33  # seconds since 1970; a clock that was never set says something small, which is let pass
 LONGEST = 1e9  # milliseconds
+LONGEST_TEXT = 400
 
 # A camera or device: letters, digits and a few signs. Not even the end of the line, which $ alone would let pass.
 NAME = r"^\w[\w .:-]{0,63}$(?!\n)"
@@ -37,7 +38,7 @@ Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 Clock = Annotated[float, Meta(ge=0, le=LATEST, description="seconds since 1970, UTC, by the edge's clock")]
 Milliseconds = Annotated[float, Meta(ge=0, le=LONGEST)]
 Seconds = Annotated[float, Meta(ge=0, le=LONGEST)]
-Text = Annotated[str, Meta(max_length=400, pattern=r"^[^\x00]*$")]
+Text = Annotated[str, Meta(max_length=LONGEST_TEXT, pattern=r"^[^\x00]*$")]
 
 
 class Packed(Struct, forbid_unknown_fields=True):

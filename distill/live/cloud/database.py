@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,16 @@ def open_database(url: str) -> sa.Engine:
         parsed = sa.make_url(url)
         kind = parsed.drivername.partition("+")[0]
         parsed = parsed.set(drivername=DRIVERS[kind])
-        if kind == SQLITE and parsed.database in (None, "", ":memory:"):
-            raise ValueError("what is in memory cannot be shared")
+        if kind == SQLITE and (parsed.database in (None, "", ":memory:") or parsed.query):
+            raise ValueError("what is in memory cannot be shared, and there is nothing else to choose")
     except (sa.exc.ArgumentError, KeyError, ValueError) as error:
         raise UserError(
             f"database={shown(url)} is no sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"
         ) from error
     if kind == SQLITE and parsed.database:
         make_folder(Path(parsed.database).parent)
+        with suppress(OSError):  # which is told below, in SQLite's words
+            Path(parsed.database).touch(0o600)  # who saw what when is nobody else's on this machine
     try:
         engine = _engine(parsed)
         _migrate(engine)
@@ -54,9 +56,9 @@ def open_database(url: str) -> sa.Engine:
 
 
 def shown(url: str) -> str:
-    """Without its password."""
+    """Without its password, wherever that is."""
     try:
-        return sa.make_url(url).render_as_string(hide_password=True)
+        return sa.make_url(url).set(query={}).render_as_string(hide_password=True)
     except (sa.exc.ArgumentError, ValueError):
         return "..."
 
@@ -72,9 +74,16 @@ def _engine(url: sa.URL) -> sa.Engine:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
+    assert url.database is not None
+    path, known = Path(url.database), list[int]()
+
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get("writes")
+        place = path.stat().st_ino if path.exists() else 0
+        known[:] = known or [place]
+        if known != [place]:  # SQLite would go on, in a file that goes with the last process that has it open
+            raise sa.exc.OperationalError("BEGIN", None, FileNotFoundError(f"{path} was removed or replaced"))
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from distill.live import wire
@@ -73,6 +74,10 @@ async def _beyond(_: Request, error: Any) -> Response:
     return answered({"detail": f"the database cannot reckon with that: {error.orig}".splitlines()[0]}, 422)
 
 
+async def _left(_: Request, error: Any) -> Response:
+    return answered({"detail": "the message broke off"}, 400)  # for the meters: nobody hears it
+
+
 async def _broken(_: Request, error: Any) -> Response:
     return answered({"detail": "something is wrong here; the service's log says more"}, 500)
 
@@ -82,6 +87,8 @@ REFUSALS: dict[Any, Any] = {
     RequestValidationError: _unread,
     sa.exc.OperationalError: _away,
     sa.exc.InterfaceError: _away,
+    sa.exc.TimeoutError: _away,
+    ClientDisconnect: _left,
     sa.exc.TimeoutError: _away,
     sa.exc.DataError: _beyond,
     Exception: _broken,

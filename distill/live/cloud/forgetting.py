@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from distill.live.cloud.database import writing
 from distill.live.cloud.request import Options
-from distill.live.cloud.tables import predictions
+from distill.live.cloud.tables import cameras, predictions
 
 CHUNK = 5000
 DAY = 86400.0
@@ -23,11 +23,21 @@ def forget_old(engine: sa.Engine, options: Options) -> dict[str, int]:
     old = table.received < now - options.keep_days * DAY
     stale = (table.received < now - options.latent_days * DAY) & table.latent.is_not(None)
     found = {"predictions": 0, "latents": 0}
+    if options.keep_days:
+        _forget_cameras(engine, now - options.keep_days * DAY)
     while options.keep_days and (count := _chunk(engine, old, sa.delete(predictions))):
         found["predictions"] += count
     while options.latent_days and (count := _chunk(engine, stale, sa.update(predictions).values(latent=None))):
         found["latents"] += count
     return found
+
+
+def _forget_cameras(engine: sa.Engine, before: float) -> None:
+    """What they saw last; and those of which nothing else is known."""
+    table, nothing = cameras.c, dict.fromkeys(("seen", "captured", "label", "confidence"))
+    with writing(engine) as connection:
+        connection.execute(sa.update(cameras).where(table.seen < before).values(nothing))
+        connection.execute(sa.delete(cameras).where(table.seen.is_(None), table.status.is_(None)))
 
 
 def _chunk(engine: sa.Engine, which: sa.ColumnElement[bool], change: sa.Delete | sa.Update) -> int:
@@ -54,7 +64,7 @@ class Forgetting:
 
     def _work(self) -> None:
         while True:
-            with suppress(sa.exc.OperationalError):  # the database is away: the next time will do
+            with suppress(sa.exc.SQLAlchemyError):  # the database is away: the next time will do
                 forget_old(self.engine, self.options)
             if self._stop.wait(EVERY_SECONDS):
                 return

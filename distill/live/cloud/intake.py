@@ -87,6 +87,7 @@ class Intake:
                 raise FullError
             self.waiting += clips
             self.meters.queue.set(self.waiting)
+        arrival.stored.set_running_or_notify_cancel()  # who no longer waits for the answer does not call it off
         self._inbox.put(arrival)
         return arrival.stored
 

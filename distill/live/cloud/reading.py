@@ -86,7 +86,7 @@ def health(engine: sa.Engine) -> dict[str, Any]:
             found[row.id] = {
                 "name": row.name,
                 "seen": row.seen,
-                "silent_seconds": None if row.seen is None else max(0.0, now - row.seen),
+                "silent_seconds": None,
                 "skew_seconds": row.skew,
                 "status": _raw(row.status),
                 "cameras": [],
@@ -104,6 +104,10 @@ def health(engine: sa.Engine) -> dict[str, Any]:
                     "status": _raw(row.status),
                 }
             )
+    for device in found.values():  # clips are a sign of life too
+        times = [each["seen"] for each in (device, *device["cameras"]) if each["seen"] is not None]
+        device["seen"] = max(times, default=None)
+        device["silent_seconds"] = max(0.0, now - device["seen"]) if times else None
     return {"devices": list(found.values())}
 
 

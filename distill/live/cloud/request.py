@@ -14,6 +14,7 @@ from distill.live import wire
 
 FOLDER = RECIPES / "live"
 READERS = ("key", "anyone")
+MOST_WAIT_MS = 10_000
 LEAST = {
     "workers": 1,
     "queue": 1,
@@ -96,6 +97,8 @@ def check(options: Options) -> None:
     for key, least in LEAST.items():
         if not least <= getattr(options, key) < math.inf:
             raise UserError(f"{key} is {getattr(options, key)}; it is at least {least}")
+    if options.wait_ms > MOST_WAIT_MS:
+        raise UserError(f"wait_ms is {options.wait_ms}; it is {MOST_WAIT_MS} at most, and every clip waits so long")
     if not 0 < options.body_mb < math.inf:
         raise UserError(f"body_mb is {options.body_mb}; it is above 0")
     if options.readers not in READERS:

@@ -34,6 +34,7 @@ from distill.live.cloud.tables import DEVICE, VIEWER, cameras, devices
 
 OPTIONS = "DISTILL_CLOUD_OPTIONS"  # the environment variable through which workers are told them
 HOUR, MINUTE = 3600.0, 60.0
+LOOK_SECONDS = 1.0  # between two looks at whether the database takes clips
 BUSY_SECONDS = 1  # after which to come again, where there is no room now
 Message = TypeVar("Message")
 
@@ -90,6 +91,8 @@ class Cloud:
         self.options, self.engine, self.classifier = options, engine, classifier
         self.meters, self.doorman = Meters(), Doorman(engine)
         self.paces: dict[int, Pace] = {}
+        self.named: dict[int, set[str]] = {}  # cameras of which a device has sent clips here
+        self.readiness, self.looked, self.looking = answered({"status": "ok"}), -math.inf, asyncio.Lock()
         self.see = upsert(engine, cameras, ("status",))
         self.page, self.policy = page()
 
@@ -118,6 +121,16 @@ class Cloud:
     async def reader(self, request: Request) -> None:
         if self.options.readers != "anyone":
             await self._holder(request, VIEWER)
+
+    async def _may_read(self, request: Request) -> bool:
+        """Still, for keys get void; while the database is away they are as they were."""
+        try:
+            await self.reader(request)
+        except Refusal:
+            return False
+        except sa.exc.SQLAlchemyError:
+            pass
+        return True
 
     async def _holder(self, request: Request, role: str) -> Holder:
         key = bearer(request)
@@ -148,6 +161,8 @@ class Cloud:
             raise Refusal(503, "too many clips are waiting", {"Retry-After": str(BUSY_SECONDS)}) from error
         try:
             results = await asyncio.wrap_future(stored)
+        except asyncio.CancelledError as error:  # the server has waited long enough for us
+            raise Refusal(503, "the service is ending", {"Retry-After": str(BUSY_SECONDS)}) from error
         except LatentError as error:
             raise Refusal(422, "the classifier makes nothing of these latents: numbers are too large") from error
         took = time.perf_counter() - started
@@ -160,6 +175,10 @@ class Cloud:
         if post.encoder != self.classifier.encoder:
             theirs, ours = post.encoder[:16], self.classifier.encoder[:16]
             raise Refusal(409, f"these are latents of encoder {theirs}..., and the classifier knows those of {ours}...")
+        named = self.named.setdefault(device.id, set())
+        named |= {clip.camera for clip in post.clips} if len(named) < wire.MOST_CAMERAS else set()
+        if any(clip.camera not in named for clip in post.clips):
+            raise Refusal(403, f"{device.name} has sent clips of {len(named)} cameras, and that is the most")
         if self.options.rate:
             wait = self.paces.setdefault(device.id, Pace(self.options.rate)).take(len(post.clips))
             if wait:
@@ -179,10 +198,13 @@ class Cloud:
             for name, camera in sorted({camera.name: camera for camera in state.cameras}.items())
         ]
         seen = {"seen": received, "skew": received - state.sent, "status": msgspec.json.encode(own).decode()}
+        gone = (cameras.c.device_id == device.id) & cameras.c.name.not_in([row["name"] for row in rows])
         with writing(self.engine) as connection:
             connection.execute(sa.update(devices).where(devices.c.id == device.id).values(**seen))
             if rows:
                 connection.execute(self.see, rows)
+            connection.execute(sa.update(cameras).where(gone).values(status=None))
+            connection.execute(sa.delete(cameras).where(gone, cameras.c.seen.is_(None)))
 
     async def _read(self, request: Request, kind: type[Message]) -> tuple[str, Message]:
         media, body = await read_body(request, self.options.body_mb)
@@ -222,7 +244,7 @@ class Cloud:
 
     async def cameras(self, request: Request) -> Response:
         await self.reader(request)
-        return answered(await run_in_threadpool(reading.health, self.engine))
+        return await shrunk(request, answered(await run_in_threadpool(reading.health, self.engine)))
 
     async def summary(
         self,
@@ -263,8 +285,12 @@ class Cloud:
         told = request.headers.get("last-event-id", "")
         place = int(told) if told.isascii() and told.isdigit() and len(told) < 19 else after
         newest = await run_in_threadpool(reading.newest_id, self.engine)  # now, while there can be a refusal
+
+        async def over() -> bool:
+            return await request.is_disconnected() or not await self._may_read(request)
+
         return StreamingResponse(
-            self.hub.events(newest if place is None else place, request.is_disconnected),
+            self.hub.events(newest if place is None else place, over),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
@@ -273,13 +299,23 @@ class Cloud:
         return answered({"status": "ok"})
 
     async def ready(self) -> Response:
-        """Whether clips would be stored: the classifier is there by now, and the database takes what is written."""
+        """Whether clips would be stored: the classifier is there by now, and the database takes what is written.
+
+        However many ask, the database is asked once a second: who asks needs no key, and writers wait for each other.
+        """
+        async with self.looking:
+            if time.monotonic() > self.looked + LOOK_SECONDS:
+                why = await run_in_threadpool(self._lacks)
+                said = {"status": "not ready", "why": why} if why else {"status": "ok"}
+                self.readiness, self.looked = answered(said, 503 if why else 200), time.monotonic()
+            return self.readiness
+
+    def _lacks(self) -> str:
         try:
-            await run_in_threadpool(self._try_writing)
-        except sa.exc.DBAPIError as error:
-            return answered({"status": "not ready", "why": type(error).__name__}, 503)
-        well = self.intake.well
-        return answered({"status": "ok"} if well else {"status": "not ready", "why": "intake"}, 200 if well else 503)
+            self._try_writing()
+        except sa.exc.SQLAlchemyError as error:
+            return type(error).__name__
+        return "" if self.intake.well else "intake"
 
     def _try_writing(self) -> None:
         with writing(self.engine) as connection:

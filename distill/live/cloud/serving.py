@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import msgspec
 import uvicorn
 
-from distill.errors import UserError
 from distill.live.cloud import access, device_request
 from distill.live.cloud.classifying import Classifier, open_classifier
 from distill.live.cloud.database import open_database, shown
@@ -19,6 +17,7 @@ from distill.live.cloud.forgetting import forget_old
 from distill.live.cloud.meters import FOLDER
 from distill.live.cloud.request import Options
 from distill.live.cloud.tables import DEVICE, VIEWER
+from distill.live.listening import address, taken
 from distill.run_log import Talk
 
 FAREWELL_SECONDS = 3  # that pages which listen are given at the end
@@ -39,32 +38,19 @@ def cloud(options: Options) -> dict[str, Any]:
     talk = Talk()
     engine = open_database(options.url)
     classifier = open_classifier(options.classifier, options.encoder)
-    options = replace(options, port=free_port(options.host, options.port))
+    with taken(options.host, options.port) as found:
+        options = replace(options, port=int(found.getsockname()[1]))
     key = access.first_viewer(engine) if options.readers == "key" else ""
     engine.dispose()
     talk.say(
         f"{classifier.kind} knows {len(classifier.classes)} classes of latents of {classifier.width} numbers; "
         f"{shown(options.url)} keeps what is seen"
     )
-    talk.say(f"page: {address(options)}/{f'#key={key}' if key else ''}")
+    talk.say(f"page: {address(options.host, options.port)}/{f'#key={key}' if key else ''}")
     if key:
         talk.say("the viewer's key is in that address, and told this once; distill cloud devices makes others")
     serve(options, classifier)
     return {}
-
-
-def address(options: Options) -> str:
-    host = "127.0.0.1" if options.host in ("0.0.0.0", "::", "") else options.host
-    return f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
-
-
-def free_port(host: str, port: int) -> int:
-    """That it is free shows before anything else is done; 0 stands for any that is."""
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
-            return int(found.getsockname()[1])
-    except OSError as error:
-        raise UserError(f"cannot listen at {host}, port {port}: {error.strerror}; say port= or host=") from error
 
 
 def serve(options: Options, classifier: Classifier) -> None:

@@ -60,7 +60,7 @@ class Hub:
                 newest = self.newest
                 try:
                     rows = await run_in_threadpool(page, self.engine, Filter(), AT_ONCE, False, last)
-                except sa.exc.OperationalError:
+                except sa.exc.SQLAlchemyError:
                     return  # the database is away: who listens comes again, and says where it was
                 if rows:
                     last, said = rows[-1]["id"], time.monotonic()
@@ -95,7 +95,7 @@ class Hub:
         while self.listeners and not self.over:
             try:
                 newest = await run_in_threadpool(newest_id, self.engine)
-            except sa.exc.OperationalError:
+            except sa.exc.SQLAlchemyError:
                 newest = 0
             if newest > self.newest:
                 self._take(newest)

@@ -100,7 +100,7 @@ class Camera:
             return wire.CameraState(
                 name=self.name,
                 state=self.state,
-                why=self.why[:400] if self.state in ("lost", "ended") else "",
+                why=self.why[: wire.LONGEST_TEXT] if self.state in ("lost", "ended") else "",
                 fps=self._fps(),
                 frames=self._before.frames + self._now.frames,
                 frames_dropped=self._before.frames_dropped + self._now.frames_dropped,
@@ -124,10 +124,9 @@ class Camera:
 
     def _lose(self, over: Over | None) -> None:
         """The process has ended."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # what it was last asked is still on its way
-            self._process.stdin.close()
+        if self._process and self._process.stdin:
+            with contextlib.suppress(OSError):  # what it was last asked is still on its way
+                self._process.stdin.close()
         self._process = None
         self._before, self._now = _sum(self._before, self._now), Beat(0, 0, 0)
         self._beats.clear()
@@ -141,9 +140,12 @@ class Camera:
 
     def _read(self) -> Over | None:
         """Start a process and listen to it until it ends; what it said last, if it ended by itself."""
+        try:
+            process = _spawn()
+        except OSError as error:  # no more processes or files; which may pass
+            return Over(f"its reader cannot be started ({error.strerror})", again=True)
         with self.changed:
-            self._heard = time.monotonic()
-            self._process = process = _spawn()
+            self._heard, self._process = time.monotonic(), process
         if self._stop.is_set():
             self._kill()
         assert process.stdin is not None

@@ -65,7 +65,7 @@ class Watch:
             sent=time.time(),
             version=self.version,
             encoder=self.rounds.encoder,
-            model=self.options.model,
+            model=self.options.model[-wire.LONGEST_TEXT :],
             uptime_seconds=time.monotonic() - self.started,
             spool_clips=depth.clips,
             spool_bytes=depth.bytes,

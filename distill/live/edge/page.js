@@ -88,7 +88,7 @@ function show({edge, cameras, cloud, trouble, disk, dropped, refused}) {
   if ([...list.children].map((node) => node.dataset.name).join("\n") !== edge.cameras.map((each) => each.name).join("\n")) {
     list.replaceChildren(...edge.cameras.map((each) => blank(each.name)));
   }
-  edge.cameras.forEach((state, place) => camera(list.children[place], state, cameras[state.name], dropped[state.name] ?? 0, edge.sent, cloud));
+  edge.cameras.forEach((state, place) => camera(list.children[place], state, cameras[state.name], Object.hasOwn(dropped, state.name) ? dropped[state.name] : 0, edge.sent, cloud));
   figures(at("sending"), [
     ["Wait", clips(edge.spool_clips), edge.spool_clips > 0 && trouble],
     ["On the disk", size(edge.spool_bytes)],

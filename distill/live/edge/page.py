@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from distill.errors import UserError
 from distill.live.edge.health import Exporter, Watch
 
 HERE = Path(__file__).parent
@@ -51,17 +50,6 @@ def _file(path: Path) -> Callable[[Request], Response]:
         return FileResponse(path, headers=HEADERS)
 
     return answer
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that nobody else has."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise UserError(
-            f"host={host} port={port}: no page can be served there ({error.strerror}); choose another port=, or port=0"
-        ) from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from distill.live import wire
 FOLDER = RECIPES / "live"
 DROPS = ("oldest", "newest", "adaptive", "wait")
 KEY = "DISTILL_KEY"  # the environment variable that holds the device's key, which belongs into no recipe
+DAY = 86_400  # seconds
 LEAST = {"every": 0, "seconds": 0, "threads": 1, "batch": 1, "most_clips": 0, "status_every": 1}
 ABOVE = ("silence", "spool_mb", "spool_hours", "timeout")
 
@@ -79,6 +80,9 @@ class Options:
 def read(arguments: Sequence[str]) -> Options:
     """`recipe=NAME key=value ...`; the recipe may be left away."""
     name, changes = named_recipe(arguments)
+    for key in (change.partition("=")[0] for change in changes):
+        if key.startswith("cameras.") and key.count(".") > 1:
+            raise UserError(f"{key}: a camera's name has no dots on the command line; a recipe may have any name")
     options = read_group(Options, changes, find_recipe(name, FOLDER) if name else None)
     check(options)
     return options
@@ -103,6 +107,9 @@ def check(options: Options) -> None:
     for key in ABOVE:
         if not 0 < getattr(options, key) < math.inf:
             raise UserError(f"{key} is {getattr(options, key)}; it is above 0")
+    for key in ("timeout", "status_every"):
+        if getattr(options, key) > DAY:
+            raise UserError(f"{key} is {getattr(options, key)}; it is {DAY} at most")
     if options.batch > wire.MOST_CLIPS:
         raise UserError(f"batch is {options.batch}; a message holds {wire.MOST_CLIPS} clips at most")
     if not 0 <= options.port < 1 << 16:
@@ -116,9 +123,14 @@ def _check_cloud(options: Options) -> None:
     if not re.match(r"https?://[^/]", options.cloud):
         raise UserError(f"cloud={options.cloud} is no address; say cloud=https://HOST, or http://HOST:PORT")
     try:
-        port = httpx2.URL(options.cloud).port or 0
-    except httpx2.InvalidURL as error:
+        url = httpx2.URL(options.cloud)
+        port, _ = url.port or 0, url.host.encode("idna")
+    except (httpx2.InvalidURL, UnicodeError) as error:
         raise UserError(f"cloud={options.cloud} is no address ({error})") from error
+    if url.query or url.fragment:
+        raise UserError(
+            f"cloud={options.cloud.partition('#')[0].partition('?')[0]}...: say it without what follows ? or #"
+        )
     if port >= 1 << 16:
         raise UserError(f"cloud={options.cloud} is no address; a port is from 1 to 65535")
     if "@" in options.cloud.partition("//")[2].partition("/")[0]:

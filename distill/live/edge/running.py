@@ -12,18 +12,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
+
 from distill.errors import UserError
 from distill.live import request as viewing
 from distill.live.edge.camera import Camera
 from distill.live.edge.encoder import Encoder
 from distill.live.edge.health import Watch
-from distill.live.edge.page import bound, served
+from distill.live.edge.page import served
 from distill.live.edge.pipe import Order
 from distill.live.edge.request import Options, spool_path
 from distill.live.edge.rounds import Rounds
 from distill.live.edge.sender import Reporter, Sender
 from distill.live.edge.spool import Spool, Spooled
 from distill.live.links import safe
+from distill.live.listening import address, is_here, taken
 from distill.live.showing import stopping
 from distill.live.sources import DEMO, open_source
 from distill.run_log import Talk
@@ -49,7 +52,7 @@ def edge(options: Options) -> dict[str, Any]:
         check_source(f"cameras.{name}", source, options.drop)
     encoder = Encoder(Path(options.model), options.threads)
     with ExitStack() as closing:
-        socket = closing.enter_context(bound(options.host, options.port)) if options.port else None
+        socket = closing.enter_context(taken(options.host, options.port)) if options.port else None
         spool = Spool(spool_path(options), options.spool_mb * 1e6, options.spool_hours * 3600, talk.warn)
         closing.callback(spool.close)
         sender = Sender(options, spool, talk.warn) if options.cloud else None
@@ -61,9 +64,9 @@ def edge(options: Options) -> dict[str, Any]:
         watch = Watch(options, cameras, rounds, spool, sender)
         if socket:
             closing.enter_context(served(watch, socket))
-            talk.say(f"page: http://{options.host}:{options.port}")
+            talk.say(f"page: {address(options.host, options.port)}")
         talk.say(_about(options, encoder))
-        if re.match(r"http://(?!localhost\b|127\.|\[::1])", options.cloud):
+        if options.cloud.startswith("http://") and not is_here(httpx2.URL(options.cloud).host):
             talk.warn(f"{options.cloud} is not encrypted: whoever is on the way can read the key; use https://")
         if sender:
             sender.start()

@@ -23,6 +23,7 @@ LONGEST_OBEYED = 600.0  # seconds that the cloud may ask us to wait
 REFUSED_SECONDS = 60.0  # between two tries where a person has to do something
 IDLE_SECONDS = 1.0  # between two looks at an empty spool, should nobody say that there is something
 SHORT = 200  # characters of what the cloud says
+UNREACHED = (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OverflowError, RuntimeError)  # also odd names of hosts
 OK, TOO_LARGE, INVALID, OTHER_ENCODER, SLOWER = 200, 413, 422, 409, 429
 HELP = {
     401: "is DISTILL_KEY the key of this device? `distill cloud devices` makes keys",
@@ -101,7 +102,7 @@ class Sender:
         started = time.perf_counter()
         try:
             response = self._post("/v1/latents", post)
-        except httpx2.HTTPError as error:
+        except UNREACHED as error:
             return self._later(f"the cloud cannot be reached ({_plain(str(error)) or type(error).__name__})")
         took_ms = (time.perf_counter() - started) * 1000
         if response.status_code == OK:
@@ -121,7 +122,7 @@ class Sender:
 
     def report(self, state: wire.EdgeState) -> None:
         """How the edge is. A report that is lost is followed by the next."""
-        with contextlib.suppress(httpx2.HTTPError):
+        with contextlib.suppress(*UNREACHED):
             self._post("/v1/status", state)
 
     def _post(self, path: str, message: wire.Post | wire.EdgeState) -> httpx2.Response:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from distill.errors import UserError
 from distill.files import make_folder
 from distill.live import wire
 
+JUMP_SECONDS = 60.0  # by which a clock is set, not merely adjusted
 MOST_IN_MEMORY = 1024  # clips
 ROW_BYTES = 256  # that a clip takes besides itself, its places in the indices included
 BUSY_MS = 2000
@@ -26,13 +28,13 @@ PAGE_BYTES = 16384  # a latent fills most of a common page, the rest of which wo
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS clips (
     place INTEGER PRIMARY KEY AUTOINCREMENT, camera TEXT NOT NULL, boot TEXT NOT NULL, seq INTEGER NOT NULL,
-    captured REAL NOT NULL, encoder TEXT NOT NULL, bytes INTEGER NOT NULL, clip BLOB NOT NULL,
+    kept REAL NOT NULL, encoder TEXT NOT NULL, bytes INTEGER NOT NULL, clip BLOB NOT NULL,
     UNIQUE (camera, boot, seq));
-CREATE INDEX IF NOT EXISTS ages ON clips (captured, bytes);
+CREATE INDEX IF NOT EXISTS ages ON clips (kept, bytes);
 CREATE INDEX IF NOT EXISTS encoders ON clips (encoder);
 CREATE TABLE IF NOT EXISTS dropped (camera TEXT PRIMARY KEY, clips INTEGER NOT NULL);
 """
-INSERT = "INSERT OR IGNORE INTO clips (camera, boot, seq, captured, encoder, bytes, clip) VALUES (?, ?, ?, ?, ?, ?, ?)"
+INSERT = "INSERT OR IGNORE INTO clips (camera, boot, seq, kept, encoder, bytes, clip) VALUES (?, ?, ?, ?, ?, ?, ?)"
 COUNT = "INSERT INTO dropped VALUES (?, ?) ON CONFLICT (camera) DO UPDATE SET clips = clips + excluded.clips"
 REMOVE = "DELETE FROM clips WHERE camera = ? AND boot = ? AND seq = ?"
 Key = tuple[str, str, int]  # camera, boot, seq: of one clip
@@ -68,7 +70,10 @@ class Spool:
         # What the disk has not been told yet: which clips came, which may go, and how many of a camera were dropped.
         self._came, self._gone, self._lost = deque[Spooled](), set[Key](), Counter[str]()
         make_folder(path.parent)
+        with suppress(OSError):  # which is told below, in SQLite's words
+            path.touch(0o600)  # what cameras saw is nobody else's on this machine
         self._database = _open(path)
+        self._clock = time.time(), time.monotonic()
         self._clips, self._bytes = self._database.execute("SELECT count(*), total(bytes) FROM clips").fetchone()
         self._dropped = Counter(dict(self._database.execute("SELECT camera, clips FROM dropped")))
         self._write()
@@ -117,7 +122,7 @@ class Spool:
 
     def depth(self) -> Depth:
         with self._lock:
-            times = [row[0] for row in self._read("SELECT min(captured) FROM clips") if row[0] is not None]
+            times = [row[0] for row in self._read("SELECT min(kept) FROM clips") if row[0] is not None]
             times += [item.clip.captured for item in self._came]
             seconds = max(0.0, time.time() - min(times)) if times else 0.0
             clips = max(0, int(self._clips) - len(self._gone)) + len(self._came)
@@ -143,13 +148,16 @@ class Spool:
 
     def _write(self) -> None:
         """Bring the disk up to date, all at once or not at all."""
+        clock = time.time(), time.monotonic()
         try:
             with self._database:
+                self._follow(clock)
                 clips, size, lost = self._change()
                 self._database.executemany(COUNT, lost.items())
         except sqlite3.Error as error:
             self._complain(error)
             return
+        self._clock = clock
         self._clips, self._bytes, self._dropped = clips, size, self._dropped + lost
         self._came.clear()
         self._gone.clear()
@@ -157,6 +165,13 @@ class Spool:
         if self.trouble:
             self.trouble = ""
             self.tell(f"{self.path} takes clips again")
+
+    def _follow(self, clock: tuple[float, float]) -> None:
+        """A box may learn the time long after it started: what it kept until then does not become old by that."""
+        (now, ticks), (before, ticks_before) = clock, self._clock
+        jump = (now - before) - (ticks - ticks_before)
+        if abs(jump) > JUMP_SECONDS:
+            self._database.execute("UPDATE clips SET kept = kept + ?", (jump,))
 
     def _change(self) -> tuple[int, float, Counter[str]]:
         """How many clips there are then, their bytes, and which were dropped."""
@@ -166,10 +181,10 @@ class Spool:
                 clips, size = clips - 1, size - freed
         for item in self._came:
             body = wire.dump(item.clip, wire.MSGPACK)
-            row = (*item.key, item.clip.captured, item.encoder, len(body) + ROW_BYTES, body)
+            row = (*item.key, time.time(), item.encoder, len(body) + ROW_BYTES, body)
             if self._database.execute(INSERT, row).rowcount:
                 clips, size = clips + 1, size + len(body) + ROW_BYTES
-        too_old = "DELETE FROM clips WHERE captured < ? RETURNING camera, bytes"
+        too_old = "DELETE FROM clips WHERE kept < ? RETURNING camera, bytes"
         oldest = "DELETE FROM clips WHERE place = (SELECT min(place) FROM clips) RETURNING camera, bytes"
         dropped = self._database.execute(too_old, (time.time() - self.most_seconds,)).fetchall()
         freed = sum(row[1] for row in dropped)
