@@ -12,7 +12,7 @@ quickstart: $(READY)  ## install, then run the first experiment
 	$(BIN)/distill quickstart
 
 test: $(TOOLS)  ## install, then run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 check: $(TOOLS)  ## style, types, spelling, direction of imports
 	$(BIN)/ruff check .

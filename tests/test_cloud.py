@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -337,6 +338,25 @@ def test_a_device_that_sends_too_fast(fresh: str) -> None:
         assert own.send(post(latents(20)), client=other).status_code == 200  # nobody pays for somebody else
 
 
+def test_a_device_has_only_so_many_cameras(fresh: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MOST_CAMERAS", 3)
+    with inside(fresh) as own:
+        for place in range(3):
+            own.verdicts(post(latents(1), f"camera {place}"))
+        assert "of 3 cameras" in refused(own.send(post(latents(1), "camera 3")), 403)
+        own.verdicts(post(latents(1), "camera 2", first=1))
+
+
+def test_a_message_that_breaks_off(service: Service) -> None:
+    """Is no fault of ours."""
+    with socket.create_connection(("127.0.0.1", service.port)) as half:
+        head = f"POST /v1/latents HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.key('box1')}\r\n"
+        half.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        time.sleep(0.2)
+    counted = 'requests_total{code="400",route="/v1/latents"}'
+    eventually(lambda: counted in service.viewer.get("/metrics").text)
+
+
 @pytest.mark.parametrize(
     ("path", "code"),
     [
@@ -656,6 +676,37 @@ def test_how_devices_and_cameras_are(service: Service, media: str) -> None:
     assert (yard["seen"], yard["label"], yard["status"]["why"]) == (None, None, "no way <b>")
 
 
+def test_cameras_that_an_edge_no_longer_has(service: Service) -> None:
+    """What they saw stays; how they are is no longer told."""
+    name = "changing box"
+    client = service.client(service.key(name))
+    seen = [wire.CameraState(camera, "running") for camera in ("door", "roof", "yard")]
+    assert service.send(state(cameras=seen), client=client).status_code == 204
+    service.send(post(latents(1), "yard"), client=client)
+
+    def told() -> dict[str, Any]:
+        (box,) = (each for each in service.viewer.get("/v1/cameras").json()["devices"] if each["name"] == name)
+        return {camera["name"]: camera["status"] for camera in box["cameras"]}
+
+    assert {camera: status["state"] for camera, status in told().items()} == dict.fromkeys(
+        ("door", "roof", "yard"), "running"
+    )
+    assert service.send(state(cameras=seen[:1]), client=client).status_code == 204
+    assert {camera: status and status["state"] for camera, status in told().items()} == {
+        "door": "running",
+        "yard": None,
+    }
+
+
+def test_clips_are_a_sign_of_life(service: Service) -> None:
+    """Of a device that does not say how it is."""
+    client = service.client(service.key("silent box"))
+    service.send(post(latents(1)), client=client)
+    (box,) = (each for each in service.viewer.get("/v1/cameras").json()["devices"] if each["name"] == "silent box")
+    assert box["seen"] == box["cameras"][0]["seen"]
+    assert 0 <= box["silent_seconds"] < SOON
+
+
 # ------------------------------------------------------------ as it comes
 
 
@@ -737,6 +788,24 @@ def test_only_so_many_pages_listen(fresh: str) -> None:
         eventually(lambda: own.viewer.build_request("GET", "/") and listens(own))
 
 
+@pytest.mark.parametrize("way", ["revoked", "rotated"])
+def test_a_stream_ends_with_its_key(way: str, fresh: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "FRESH_SECONDS", 0.2)
+    with inside(fresh) as own:
+        listener = Listener(own, 1)
+        engine = database.open_database(fresh)
+        if way == "revoked":
+            access.revoke(engine, "ann")
+        else:
+            access.rotate(engine, "ann", 0.0)
+        engine.dispose()
+        time.sleep(0.3)
+        own.verdicts(post(latents(1)))  # which wakes whoever listens
+        listener.join(SOON)
+        assert not listener.is_alive()
+        assert listener.rows == []
+
+
 async def never() -> bool:
     return False
 
@@ -812,11 +881,23 @@ def test_the_database_goes_away_and_comes_back(
                 refused(own.client("unheard of").get("/v1/cameras"), 503)
                 refused(own.viewer.get("/v1/export"), 503)
                 refused(own.viewer.get("/v1/stream"), 503)
-        assert own.viewer.get("/health/ready").json() == {"status": "ok"}
+        eventually(lambda: own.viewer.get("/health/ready").json() == {"status": "ok"})
         assert [each.known for each in own.verdicts(post(latents(4), boot=boot))] == [True, True, False, False]
         assert [row["seq"] for row in own.rows()] == [0, 1, 2, 3]
         if listener:
             assert listener.done()[0]["seq"] == 2
+
+
+def test_a_database_that_is_removed_is_missed(tmp_path: Path) -> None:
+    """SQLite itself would go on as if nothing had happened, and all of it would be gone at the end."""
+    with inside(fresh_database("sqlite", tmp_path)) as own:
+        own.verdicts(post(latents(2)))
+        own.rows()
+        for path in tmp_path.glob("*.sqlite*"):
+            path.unlink()
+        refused(own.send(post(latents(1), first=2)), 503)
+        refused(own.viewer.get("/v1/predictions"), 503)
+        eventually(lambda: own.viewer.get("/health/ready").status_code == 503)
 
 
 @contextmanager

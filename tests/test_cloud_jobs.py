@@ -152,14 +152,21 @@ def wrong(capsys: Capture, arguments: list[str]) -> str:
         (["readers=all"], "known: key, anyone"),
         (["worker=3"], "workers"),
         (["recipe=clod"], "cloud"),
-        (["host=300.1.1.1"], "cannot listen at 300.1.1.1"),
+        (["host=300.1.1.1"], "cannot listen at host=300.1.1.1"),
         (["database=mysql://a@b/c"], "is no sqlite:///FILE"),
         (["database=nonsense"], "is no sqlite:///FILE"),
         (["database=postgresql://me:secret@h:port/x"], "is no sqlite:///FILE"),
         (["database=sqlite://"], "is no sqlite:///FILE"),
         (["database='sqlite:///:memory:'"], "is no sqlite:///FILE"),
         (["database=sqlite:////tmp"], "cannot be used: unable to open"),
+        (["database=sqlite:////tmp/x.sqlite?timeout=abc"], "is no sqlite:///FILE"),
+        (["host=a..b"], "cannot listen at host=a..b, port="),
+        (["wait_ms=1e9"], "wait_ms is 1000000000.0; it is 10000 at most"),
         (["database=postgresql://me:secret@127.0.0.1:1/x"], "cannot be used"),
+        (
+            ["database=postgresql://me@127.0.0.1:1/x?password=secret"],
+            "database=postgresql://me@127.0.0.1:1/x cannot be",
+        ),
         (["database=sqlite:///README.md"], "not a database"),
         (["database=sqlite:////dev/null/x"], "/dev/null"),
     ],
@@ -192,7 +199,7 @@ def test_a_probe_that_does_not_say_whose_latents_it_knows(
 def test_a_port_that_is_taken(tmp_path: Path, capsys: Capture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         given = [f"classifier={classifier()}", f"out={tmp_path}", f"port={other.getsockname()[1]}"]
-        assert "say port= or host=" in wrong(capsys, ["cloud", *given])
+        assert "Address already in use; say host= or port=" in wrong(capsys, ["cloud", *given])
     with database.open_database(f"sqlite:///{tmp_path / 'cloud.sqlite'}").connect() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(keys)) == 0  # no key was made and lost
 

@@ -17,7 +17,7 @@ def taken(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "that is no name of a machine"
+        why = str(error.strerror).partition(" (while")[0] if isinstance(error, OSError) else "that is no machine's name"
         raise UserError(f"cannot listen at host={host}, port={port}: {why}; say host= or port=") from error
 
 
