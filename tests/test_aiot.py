@@ -182,14 +182,19 @@ def test_the_demo(tmp_path: Path, tiny_run: Callable[[str], Path], capsys: pytes
     assert all(count >= 2 for _, count in found)
 
 
-def test_the_demo_ends_at_ctrl_c(tmp_path: Path, tiny_run: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP], ids=["Ctrl-C", "the terminal closes"])
+def test_the_demo_ends(
+    sent: signal.Signals, tmp_path: Path, tiny_run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it; and it had not minded a proxy, which is for the world outside."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     given = {"out": tmp_path, "model": tiny_run("tiny"), "port": free_port(), "cameras": 1}
     with subprocess.Popen(command("demo-aiot", **given), stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         assert any("Ctrl-C ends it" in line for line in demo.stdout)
         left = psutil.Process(demo.pid).children(recursive=True)
         assert len(left) >= 2
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(sent)
         assert demo.wait(40) == 0
     assert not any(process.is_running() for process in left)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,9 +37,9 @@ from cloud_server import (
 )
 
 from distill.command import dispatch
-from distill.live.cloud import access, database, forgetting, serving
+from distill.live.cloud import access, database, forgetting, meters, serving
 from distill.live.cloud.request import Options
-from distill.live.cloud.tables import DEVICE, META, keys, predictions
+from distill.live.cloud.tables import DEVICE, META, cameras, devices, keys, predictions
 from distill.probing.classifiers import PROBES
 from distill.probing.saved import save_probe
 
@@ -290,6 +293,23 @@ def test_what_is_old_is_forgotten(
     assert forgetting.forget_old(engine, options) == {"predictions": 0, "latents": 0}
 
 
+def test_what_cameras_saw_last_is_forgotten_too(engine: sa.Engine) -> None:
+    now, day = time.time(), 86400.0
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(devices).values(id=1, name="box1", role=DEVICE, created=now))
+        usual = {"device_id": 1, "label": "wave", "confidence": 0.5}
+        rows = [("new", 1.0, None), ("old", 31.0, None), ("old, and there", 31.0, "{}")]
+        made = [
+            {**usual, "name": name, "seen": now - age * day, "captured": now - age * day, "status": status}
+            for name, age, status in rows
+        ]
+        connection.execute(sa.insert(cameras), made)
+    forgetting.forget_old(engine, Options(keep_days=30))
+    with engine.connect() as connection:
+        found = connection.execute(sa.select(cameras.c.name, cameras.c.label, cameras.c.seen).order_by("name")).all()
+    assert [tuple(row) for row in found] == [("new", "wave", now - day), ("old, and there", None, None)]
+
+
 def test_much_is_forgotten_a_little_at_a_time(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forgetting, "CHUNK", 3)
     old_rows(engine, [40.0] * 10 + [8.0] * 7 + [0.0])
@@ -467,6 +487,42 @@ def test_a_service_that_is_told_to_stop_stores_first(tmp_path: Path) -> None:
     engine.dispose()
     assert set(sender.answered) <= set(stored)
     assert stored == list(range(len(stored)))
+
+
+def test_what_waits_for_the_database_is_stored_though_the_service_has_to_stop(tmp_path: Path) -> None:
+    """Who sent it is told to come again, since nobody can say yet whether it will be stored."""
+    url, codes = fresh_database("sqlite", tmp_path), list[int]()
+    with running(url, tmp_path, batch=1, wait_ms=0) as own:
+        own.verdicts(post(latents(1)))
+        clients = [own.client(own.key("box1")) for _ in range(4)]
+        engine = database.open_database(url)
+        with database.writing(engine), ThreadPoolExecutor(4) as pool:
+            for place, client in enumerate(clients):
+                message = post(latents(1), f"camera {place}")
+                pool.submit(own.send, message, client=client).add_done_callback(
+                    lambda done: codes.append(done.result().status_code)
+                )
+            time.sleep(1)
+            assert own.process is not None
+            own.process.send_signal(signal.SIGINT)
+            time.sleep(serving.FAREWELL_SECONDS + 0.6)
+        assert own.process.wait(20) == 0
+        assert "Traceback" not in own.log.read_text()
+    assert codes == [503] * 4
+    assert len(left(engine)) == 5
+    engine.dispose()
+
+
+def test_numbers_of_workers_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(meters.FOLDER, str(tmp_path))
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    for pid in (gone.pid, os.getpid()):
+        for kind in ("gauge_livesum", "counter"):
+            (tmp_path / f"{kind}_{pid}.db").touch()
+    meters._forget_the_dead(tmp_path)
+    kept = {f"gauge_livesum_{os.getpid()}.db", f"counter_{os.getpid()}.db", f"counter_{gone.pid}.db"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_the_command_as_it_is_typed(tmp_path: Path) -> None:

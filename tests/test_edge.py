@@ -29,10 +29,10 @@ from distill.checkpoint import fingerprint_student
 from distill.deploy.card import SUFFIXES
 from distill.deploy.recogniser import open_any
 from distill.errors import UserError
-from distill.live import wire
+from distill.live import listening, wire
 from distill.live.edge import encoder as encoding
 from distill.live.edge import running, spool
-from distill.live.edge.request import Options
+from distill.live.edge.request import Options, read
 from distill.live.edge.running import edge
 from distill.live.feed import Feed
 from distill.live.request import Options as LiveOptions
@@ -225,9 +225,9 @@ def test_users_errors(
         edge(replace(given, model="/no/run"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port={port}: no page can be served there .*; choose another port="):
+        with pytest.raises(UserError, match=f"port={port}: Address already in use; say host= or port="):
             edge(replace(given, port=port))
-    with pytest.raises(UserError, match=r"host=no\.such\.host\.example port=8123: no page can be served there"):
+    with pytest.raises(UserError, match=r"cannot listen at host=no\.such\.host\.example, port=8123: "):
         edge(replace(given, host="no.such.host.example", port=8123))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="choose another out="):
@@ -240,6 +240,43 @@ def test_users_errors(
     (tmp_path / "broken.mp4").write_text("no video")
     with pytest.raises(UserError, match=r"cameras.a: .*broken.mp4 is not a video that can be opened"):
         edge(replace(given, cameras={"a": str(tmp_path / "broken.mp4")}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["cameras.a.b=demo"], "cameras.a.b: a camera's name has no dots on the command line"),
+        (["cloud=http://a..b:9"], "cloud=http://a..b:9 is no address"),
+        (
+            ["cloud=http://127.0.0.1:8000/#key=dst_secret"],
+            r"cloud=http://127.0.0.1:8000/\.\.\. is the address of a page",
+        ),
+        (["timeout=1e12"], "timeout is 1000000000000.0; it is 86400 at most"),
+    ],
+)
+def test_what_is_asked_for_is_read_first(arguments: list[str], text: str) -> None:
+    with pytest.raises(UserError, match=text) as told:
+        read(["model=x", "cameras.door=demo", "key=k", *arguments])
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "here", "shown"),
+    [
+        ("127.0.0.1", True, "http://127.0.0.1:80"),
+        ("127.9.9.9", True, "http://127.9.9.9:80"),
+        ("localhost", True, "http://localhost:80"),
+        ("::1", True, "http://[::1]:80"),
+        ("0.0.0.0", False, "http://127.0.0.1:80"),
+        ("::", False, "http://[::1]:80"),
+        ("localhost.evil.example", False, "http://localhost.evil.example:80"),
+        ("127.evil.example", False, "http://127.evil.example:80"),
+        ("192.168.0.1", False, "http://192.168.0.1:80"),
+    ],
+)
+def test_hosts(host: str, here: bool, shown: str) -> None:
+    assert listening.is_here(host) == here
+    assert listening.address(host, 80) == shown
 
 
 def test_models_that_are_no_encoders(

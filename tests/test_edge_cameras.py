@@ -206,6 +206,24 @@ def test_kill_9_of_a_reader(watched: Watched, drawn: Path) -> None:
     assert back == "camera camera0: is back"
 
 
+def test_a_reader_that_cannot_be_started_is_tried_again(
+    watched: Watched, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, errors = cameras._spawn, [OSError(24, "Too many open files")] * 2
+
+    def spawn() -> Any:
+        if errors:
+            raise errors.pop()
+        return whole()
+
+    monkeypatch.setattr(cameras, "_spawn", spawn)
+    (camera,) = watched.start(drawn)
+    watched.clip(camera)
+    assert watched.said[0].startswith(
+        "camera camera0: its reader cannot be started (Too many open files); trying again in"
+    )
+
+
 def test_a_reader_that_hangs_is_killed(watched: Watched, drawn: Path) -> None:
     """A process that does not even get to run, as in a driver that does not return."""
     (camera,) = watched.start(drawn, repeat=True, silence=0.8)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import edge_cloud
+import httpx2
 import numpy as np
 import pytest
 from edge_cloud import Cloud, Talking, drops, hangs, says, stores_and_drops, until
@@ -315,6 +316,27 @@ def test_leaving_a_cloud_that_hangs(cloud: Cloud, box: Callable[..., Box]) -> No
     assert time.monotonic() - started < 3  # the cloud hangs for 4
     here.spool.close()
     assert here.said == []  # what comes back too late disturbs nobody
+
+
+@pytest.mark.parametrize(
+    "error", [UnicodeError("idna"), OverflowError("timestamp"), RuntimeError("closed"), httpx2.InvalidURL("odd")]
+)
+def test_whatever_goes_wrong_on_the_way_is_tried_again(
+    error: Exception, cloud: Cloud, box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, whole, errors = box(cloud.url), httpx2.Client.post, [error]
+
+    def post(*given: Any, **more: Any) -> httpx2.Response:
+        if errors:
+            raise errors.pop()
+        return whole(*given, **more)
+
+    monkeypatch.setattr(httpx2.Client, "post", post)
+    here.put(0)
+    here.sender.start()
+    until(lambda: here.empty)
+    assert here.said[0].startswith("the cloud cannot be reached (")
+    assert here.said[-1] == "the cloud takes clips again"
 
 
 def test_reports(cloud: Cloud, box: Callable[..., Box]) -> None:

@@ -128,9 +128,8 @@ def _check_cloud(options: Options) -> None:
     except (httpx2.InvalidURL, UnicodeError) as error:
         raise UserError(f"cloud={options.cloud} is no address ({error})") from error
     if url.query or url.fragment:
-        raise UserError(
-            f"cloud={options.cloud.partition('#')[0].partition('?')[0]}...: say it without what follows ? or #"
-        )
+        where = re.split("[?#]", options.cloud)[0]
+        raise UserError(f"cloud={where}... is the address of a page; leave away what follows ? or #")
     if port >= 1 << 16:
         raise UserError(f"cloud={options.cloud} is no address; a port is from 1 to 65535")
     if "@" in options.cloud.partition("//")[2].partition("/")[0]:
