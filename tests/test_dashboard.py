@@ -296,6 +296,17 @@ def test_health(browser: Browser, busy: House) -> None:
         expect(second.locator("[data-part=seen]")).to_have_text(re.compile(r"seen (31|32|33|34|35).s ago"))
 
 
+def test_who_sends_clips_only(browser: Browser, busy: House) -> None:
+    """As programs may; nobody has said how it is."""
+    busy.devices["a program"] = busy.key("a program")
+    busy.send("a program", "gate", ("wave", 0.9))
+    with looking(browser, busy.url, path=signed_in(busy)) as seen:
+        box = seen.locator("[data-key='a program'].device")
+        expect(box.locator("[data-part=badge]")).to_have_text("Sends clips only")
+        expect(box.locator("[data-part=seen]")).to_have_text(re.compile("seen"))
+        expect(box.locator("[data-key=gate] [data-part=state]")).to_have_text("Unknown")
+
+
 def silenced(route: Route) -> None:
     unheard(route, 5.0)
 

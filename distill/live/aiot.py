@@ -29,7 +29,7 @@ from distill.run_log import Talk
 
 HOST, BOX, WATCHER = "127.0.0.1", "box1", "demo"
 QUICKSTART = Path("runs/quickstart/distilled")
-STEPS = 400  # of a student that is trained for the demo
+SMALL = ("student.widths=[16,32,64,128]", "student.latent=128", "student.hidden=128", "train.steps=400")
 SHOWN = 12  # motions of one camera's video, which then begins again
 PATIENCE = 60.0  # seconds until the service answers
 FAREWELL = 15.0  # seconds that a process is given to end
@@ -79,14 +79,14 @@ def _student(out: Path, talk: Talk) -> Path:
     for run in (QUICKSTART, out / "student"):
         if (run / "student" / "config.json").exists():
             return run
-    talk.say("there is no student yet: training one first, about a minute")
+    talk.say("there is no student yet: training a small one first, about two minutes where nothing else runs")
     from distill.recipe import read_recipe
     from distill.training import train
 
     run = out / "student"
     resume = (run / "recipe.yaml").exists()
-    changes = (f"out={run}", f"train.steps={STEPS}", "cache.frames=false", f"resume={str(resume).lower()}")
-    train(read_recipe(["recipe=quickstart_teacher", *changes]))
+    changes = (f"out={run}", "cache.frames=false", f"resume={str(resume).lower()}")
+    train(read_recipe(["recipe=quickstart_teacher", *SMALL, *changes]))
     return run
 
 

@@ -18,11 +18,13 @@ function silence(device) {
 }
 
 function isSilent(device) {
-  return silence(device) > SILENT_REPORTS * Math.max(LEAST_SECONDS, device.status?.report_seconds ?? 0);
+  if (!device.status) return false; // it has never said how it is, nor how often it would
+  return silence(device) > SILENT_REPORTS * Math.max(LEAST_SECONDS, device.status.report_seconds ?? 0);
 }
 
 function deviceState(device) {
   if (device.seen == null) return ["never", "Never seen"];
+  if (!device.status) return ["calm", "Sends clips only"];
   if (isSilent(device)) return ["bad", "Silent"];
   return ["good", "Reporting"];
 }
