@@ -21,7 +21,9 @@ from dashboard_browser import ARGUMENTS, CHROMIUM, CONTRASTS, OVERFLOW, looking
 from dashboard_house import EVIL, House
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from distill.live.cloud import access
 from distill.live.cloud.dashboard import FOLDER, page
+from distill.live.cloud.tables import DEVICE
 from distill.live.wire import CameraState
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}")
@@ -298,7 +300,7 @@ def test_health(browser: Browser, busy: House) -> None:
 
 def test_who_sends_clips_only(browser: Browser, busy: House) -> None:
     """As programs may; nobody has said how it is."""
-    busy.devices["a program"] = busy.key("a program")
+    busy.devices["a program"] = access.add(busy.engine, "a program", DEVICE)
     busy.send("a program", "gate", ("wave", 0.9))
     with looking(browser, busy.url, path=signed_in(busy)) as seen:
         box = seen.locator("[data-key='a program'].device")
