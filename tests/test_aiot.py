@@ -188,14 +188,19 @@ def test_the_demo_ends(
 ) -> None:
     """All of it; and it had not minded a proxy, which is for the world outside."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     given = {"out": tmp_path, "model": tiny_run("tiny"), "port": free_port(), "cameras": 1}
     with subprocess.Popen(command("demo-aiot", **given), stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         assert any("Ctrl-C ends it" in line for line in demo.stdout)
         left = psutil.Process(demo.pid).children(recursive=True)
         assert len(left) >= 2
+        signal.signal(signal.SIGHUP, before)
         demo.send_signal(sent)
-        assert demo.wait(40) == 0
+        try:
+            assert demo.wait(40) == 0
+        finally:
+            demo.kill()
     assert not any(process.is_running() for process in left)
 
 

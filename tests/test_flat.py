@@ -85,7 +85,7 @@ def same(layer: Callable[[Tensor], Tensor], video: Tensor) -> None:
 
     wanted, found = layer(video), flattened(Alone(), (video,))(video)
     assert found.shape == wanted.shape
-    assert found == pytest.approx(wanted, abs=1e-5)
+    assert found == pytest.approx(wanted, rel=1e-5, abs=1e-5)
 
 
 def a_video(draw: Draw, channels: int, least: int) -> Tensor:
