@@ -80,7 +80,10 @@ def _engine(url: sa.URL) -> sa.Engine:
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get("writes")
-        place = path.stat().st_ino if path.exists() else 0
+        try:
+            place = path.stat().st_ino
+        except OSError:
+            place = 0
         known[:] = known or [place]
         if known != [place]:  # SQLite would go on, in a file that goes with the last process that has it open
             raise sa.exc.OperationalError("BEGIN", None, FileNotFoundError(f"{path} was removed or replaced"))
