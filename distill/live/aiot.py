@@ -79,7 +79,7 @@ def _student(out: Path, talk: Talk) -> Path:
     for run in (QUICKSTART, out / "student"):
         if (run / "student" / "config.json").exists():
             return run
-    talk.say("there is no student yet: training a small one first, about two minutes where nothing else runs")
+    talk.say("there is no student yet: training a small one first, two to five minutes")
     from distill.recipe import read_recipe
     from distill.training import train
 
