@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # What exFAT, SMB, FUSE and the like say of links, or of flushing a folder.
@@ -54,6 +54,12 @@ def called(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise named(error, path) from error
+
+
+def make_private(path: Path) -> None:
+    """A file that its owner alone may read, if there is none yet; why there can be none, whoever opens it will say."""
+    with suppress(OSError):
+        path.touch(0o600)
 
 
 def make_folder(folder: Path) -> None:

@@ -90,14 +90,14 @@ def test_a_student_in_torch_takes_any_number(form: str, run: Path) -> None:
 # ---------------------------------------------------------------- files
 
 
+@pytest.mark.parametrize("form", ["whole", "encoder"])
 @pytest.mark.parametrize(
-    ("name", "form"),
+    "name",
     [
-        ("onnx", "whole"),
-        ("onnx", "encoder"),
-        ("openvino", "encoder"),
-        pytest.param("litert", "encoder", marks=pytest.mark.slow),
-        pytest.param("executorch", "whole", marks=pytest.mark.slow),
+        "onnx",
+        "openvino",
+        pytest.param("litert", marks=pytest.mark.slow),
+        pytest.param("executorch", marks=pytest.mark.slow),
     ],
 )
 def test_a_file_that_takes_several_clips(name: str, form: str, run: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def address(host: str, port: int) -> str:
 
 
 def is_here(host: str) -> bool:
-    """Whether what is sent there leaves this machine."""
+    """Whether what is sent there stays on this machine."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"

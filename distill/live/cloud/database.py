@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from distill.errors import UserError
-from distill.files import make_folder
+from distill.files import make_folder, make_private
 
 SQLITE, POSTGRES = "sqlite", "postgresql"
 DRIVERS = {SQLITE: "sqlite+pysqlite", POSTGRES: "postgresql+psycopg", "postgres": "postgresql+psycopg"}
@@ -40,8 +40,7 @@ def open_database(url: str) -> sa.Engine:
         ) from error
     if kind == SQLITE and parsed.database:
         make_folder(Path(parsed.database).parent)
-        with suppress(OSError):  # which is told below, in SQLite's words
-            Path(parsed.database).touch(0o600)  # who saw what when is nobody else's on this machine
+        make_private(Path(parsed.database))
     try:
         engine = _engine(parsed)
         _migrate(engine)
@@ -75,21 +74,25 @@ def _engine(url: sa.URL) -> sa.Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     assert url.database is not None
-    path, known = Path(url.database), list[int]()
+    path = Path(url.database)
+    opened = _identity(path)
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get("writes")
-        try:
-            place = path.stat().st_ino
-        except OSError:
-            place = 0
-        known[:] = known or [place]
-        if known != [place]:  # SQLite would go on, in a file that goes with the last process that has it open
+        if _identity(path) != opened:  # SQLite would go on, in a file that goes with the last process that has it open
             raise sa.exc.OperationalError("BEGIN", None, FileNotFoundError(f"{path} was removed or replaced"))
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _identity(path: Path) -> int:
+    """Of the file that is there now; 0 if there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 @contextmanager

@@ -145,16 +145,14 @@ class Intake:
         with self.meters.database.time(), writing(self.engine) as connection:
             new = connection.execute(self._insert, rows).all()
             first = {key: place for place, key in reversed([*enumerate(keys)])}  # the same clip may come twice at once
-            fresh = sorted(first[tuple(row[1:])] for row in new)
-            before = _before(connection, [*{*keys} - {keys[place] for place in fresh}])
+            fresh = {first[tuple(row[1:])] for row in new}
+            stored = _stored(connection, [key for place, key in enumerate(keys) if place not in fresh])
             if fresh:
-                connection.execute(self._see, _latest([rows[place] for place in fresh]))
+                connection.execute(self._see, _latest([row for place, row in enumerate(rows) if place in fresh]))
         if new:
             self.told(max(row[0] for row in new))
         self._count(batch, len(rows), len(new))
-        kept = before | {keys[place]: (rows[place]["label"], rows[place]["confidence"]) for place in fresh}
-        known = {*range(len(rows))}.difference(fresh)
-        verdicts = iter([_verdict(row, kept[keys[place]], place in known) for place, row in enumerate(rows)])
+        verdicts = iter([_verdict(row, stored.get(keys[place]), place in fresh) for place, row in enumerate(rows)])
         return [[next(verdicts) for _ in arrival.post.clips] for arrival in batch]
 
     def _classify(self, latents: np.ndarray) -> list[dict[str, Any]]:
@@ -203,11 +201,12 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in KEY)
 
 
-def _verdict(row: Mapping[str, Any], kept: tuple[str, float], known: bool) -> Verdict:
-    return Verdict(row["camera"], row["boot"], row["seq"], *kept, known)
+def _verdict(row: Mapping[str, Any], stored: tuple[str, float] | None, fresh: bool) -> Verdict:
+    label, confidence = stored or (row["label"], row["confidence"])
+    return Verdict(row["camera"], row["boot"], row["seq"], label, confidence, known=not fresh)
 
 
-def _before(connection: sa.Connection, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], tuple[str, float]]:
+def _stored(connection: sa.Connection, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], tuple[str, float]]:
     """What was said of clips that are there already, whatever is sent with their keys now."""
     columns = [predictions.c[name] for name in KEY]
     found = dict[tuple[Any, ...], tuple[str, float]]()

@@ -11,13 +11,12 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.files import make_folder
+from distill.files import make_folder, make_private
 from distill.live import wire
 
 JUMP_SECONDS = 60.0  # by which a clock is set, not merely adjusted
@@ -70,8 +69,7 @@ class Spool:
         # What the disk has not been told yet: which clips came, which may go, and how many of a camera were dropped.
         self._came, self._gone, self._lost = deque[Spooled](), set[Key](), Counter[str]()
         make_folder(path.parent)
-        with suppress(OSError):  # which is told below, in SQLite's words
-            path.touch(0o600)  # what cameras saw is nobody else's on this machine
+        make_private(path)
         self._database = _open(path)
         self._clock = time.time(), time.monotonic()
         self._clips, self._bytes = self._database.execute("SELECT count(*), total(bytes) FROM clips").fetchone()
