@@ -6,6 +6,7 @@ import atexit
 import functools
 import itertools
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ import uvicorn
 
 from distill.live import wire
 from distill.live.cloud import access
-from distill.live.cloud.database import open_database
+from distill.live.cloud.database import open_database, writing
 from distill.live.cloud.request import Options
 from distill.live.cloud.service import make_app
 from distill.live.cloud.tables import DEVICE
@@ -39,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDTH, ENCODER = 16, "enc1"
 CLASSES = ["wave", "clap", "=sum(A1)", "fållä 走る", 'say "so", then']  # as unlike each other as people write them
 DATABASES = ("sqlite", "postgresql")
+SOON = 15.0  # seconds that a thing in another thread may take on a busy machine
 PATIENCE = 40.0  # seconds that a process is given to be ready
 
 
@@ -87,6 +89,40 @@ def post(
     packed = (wire.pack(row, encoding) if isinstance(row, np.ndarray) else row for row in rows)
     clips = [wire.Clip(camera, boot, first + place, at + place / 1000, row) for place, row in enumerate(packed)]
     return wire.Post(**{"encoder": ENCODER, "sent": at + 0.5, "clips": clips, **more})
+
+
+# ------------------------------------------------------------ what is seen of it
+
+
+@contextmanager
+def writer(url: str) -> Iterator[None]:
+    """Somebody else writes, and does not end."""
+    engine = open_database(url)
+    with writing(engine):
+        yield
+    engine.dispose()
+
+
+def eventually(holds: Callable[[], Any]) -> Any:
+    due = time.monotonic() + SOON
+    while not (found := holds()):
+        assert time.monotonic() < due
+        time.sleep(0.02)
+    return found
+
+
+def refused(answer: httpx2.Response, code: int) -> str:
+    """With one sentence, and nothing of how we are built."""
+    assert answer.status_code == code, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert set(answer.json()) == {"detail"}
+    said = answer.json()["detail"]
+    assert isinstance(said, str)
+    assert said
+    assert not re.search(r"Traceback|File \"|\n|\.py|sqlalchemy|SELECT|INSERT", said)
+    if code in (429, 503):
+        assert int(answer.headers["retry-after"]) >= 1
+    return said
 
 
 # ------------------------------------------------------------ services

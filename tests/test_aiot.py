@@ -7,6 +7,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -202,6 +203,18 @@ def test_the_demo_ends(
         finally:
             demo.kill()
     assert not any(process.is_running() for process in left)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_a_demo_that_is_killed_leaves_nothing(tmp_path: Path, tiny_run: Callable[[str], Path]) -> None:
+    given = {"out": tmp_path, "model": tiny_run("tiny"), "port": free_port(), "cameras": 1}
+    with subprocess.Popen(command("demo-aiot", **given), stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        assert any("Ctrl-C ends it" in line for line in demo.stdout)
+        left = psutil.Process(demo.pid).children(recursive=True)
+        assert len(left) >= 2
+        demo.kill()
+    until(lambda: not any(process.is_running() for process in left))
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

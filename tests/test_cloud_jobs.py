@@ -24,7 +24,6 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from cloud_server import (
     CLASSES,
-    DATABASES,
     Service,
     classifier,
     command,
@@ -43,13 +42,8 @@ from distill.live.cloud.tables import DEVICE, META, cameras, devices, keys, pred
 from distill.probing.classifiers import PROBES
 from distill.probing.saved import save_probe
 
+pytest_plugins = ("cloud_fixtures",)
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(params=DATABASES)
-def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of an empty database."""
-    return fresh_database(request.param, tmp_path)
 
 
 @pytest.fixture
@@ -235,6 +229,22 @@ def test_a_device_may_be_called_viewer(engine: sa.Engine) -> None:
     assert holder is not None
     assert (holder.name, holder.role) == ("viewer 2", "viewer")
     assert access.first_viewer(engine) == ""
+
+
+def test_services_that_start_at_once_make_one_first_viewer(fresh: str) -> None:
+    engines = [database.open_database(fresh) for _ in range(4)]
+    ready = threading.Barrier(len(engines))
+
+    def start(own: sa.Engine) -> str:
+        ready.wait(10)
+        return access.first_viewer(own)
+
+    with ThreadPoolExecutor(len(engines)) as pool:
+        made = [key for key in pool.map(start, engines) if key]
+    assert len(made) == 1
+    assert access.holders(engines[0]) == [("viewer", "viewer", 1)]
+    for own in engines:
+        own.dispose()
 
 
 def test_anyone_may_read_where_that_is_said(fresh: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,34 @@ def test_filters_hold_for_everything(browser: Browser, busy: House) -> None:
         assert seen.eval_on_selector("#cameras", "node => node.selectedOptions[0].text") == "All of box1"
 
 
+def test_one_action_alone(browser: Browser, busy: House) -> None:
+    with looking(browser, busy.url, path=signed_in(busy)) as seen:
+        live(seen)
+        assert seen.eval_on_selector_all("#actions option", "all => all.map(one => one.text)") == [
+            "All actions", *sorted(busy.classes)
+        ]  # fmt: skip
+        seen.select_option("#actions", label="clap")
+        expect(seen.locator("#rows tr")).to_have_count(8)
+        expect(seen.locator("#share li")).to_have_count(1)
+        assert set(shown_bars(seen, "#share")) == {"clap"}
+        seen.select_option("#cameras", label="door")
+        expect(seen.locator("#rows tr")).to_have_count(4)
+        busy.send("box1", "door", ("wave", 0.9), ("clap", 0.9))
+        expect(seen.locator("#rows tr")).to_have_count(5)
+        assert ids(seen) == [row["id"] for row in known(busy, device="box1", camera="door", label="clap")]
+        with seen.expect_download() as started:
+            seen.get_by_role("button", name="CSV").click()
+        saved = list(csv.DictReader(io.StringIO(Path(started.value.path()).read_text(encoding="utf-8"))))
+        assert {(row["camera"], row["label"]) for row in saved} == {("door", "clap")}
+        seen.reload()
+        expect(seen.locator("#rows tr")).to_have_count(5)
+        assert seen.eval_on_selector("#actions", "node => node.value") == "clap"
+    with looking(browser, busy.url, path=signed_in(busy, "?label=of+another+classifier")) as seen:
+        live(seen)
+        assert seen.eval_on_selector("#actions", "node => node.value") == "of another classifier"
+        expect(seen.locator("#rows-none")).to_be_visible()
+
+
 def test_spans(browser: Browser, busy: House) -> None:
     with looking(browser, busy.url, path=signed_in(busy)) as seen:
         for span, clips in (("15 min", 14), ("1 h", 21), ("6 h", 28), ("7 days", 28), ("24 h", 28)):
@@ -465,7 +493,18 @@ def test_by_the_keyboard_alone(browser: Browser, busy: House) -> None:
             walked.append(here)
         names = [name for name, _ in walked]
         assert all(ringed for _, ringed in walked), walked
-        for name in ("theme", "sign-out", "span", "cameras", "csv", "parquet", "pause", "live-scroll", "histogram"):
+        for name in (
+            "theme",
+            "sign-out",
+            "span",
+            "cameras",
+            "actions",
+            "csv",
+            "parquet",
+            "pause",
+            "live-scroll",
+            "histogram",
+        ):
             assert names.count(name) == 1, (name, names)
         assert names.count("plot") == 1  # the lanes are one stop
         plot = seen.locator(".lane:first-child .plot")

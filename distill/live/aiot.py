@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,10 @@ SMALL = ("student.widths=[16,32,64,128]", "student.latent=128", "student.hidden=
 SHOWN = 12  # motions of one camera's video, which then begins again
 PATIENCE = 60.0  # seconds until the service answers
 FAREWELL = 15.0  # seconds that a process is given to end
+PR_SET_PDEATHSIG = 1
+END_WITH_US: Callable[[], object] | None = (  # even if we are killed, and can tell nobody to end
+    partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
+)
 
 
 def demo_aiot(options: Options) -> dict[str, Any]:
@@ -134,6 +141,7 @@ def _started(arguments: Sequence[str], log: Path, more: dict[str, str]) -> Itera
             stderr=subprocess.STDOUT,
             env={**os.environ, **more, "NO_PROXY": HOST, "no_proxy": HOST},  # all of it is on this machine
             start_new_session=True,
+            preexec_fn=END_WITH_US,
         )
     try:
         yield process

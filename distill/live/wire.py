@@ -142,6 +142,10 @@ class WireError(ValueError):
     """A message that means nothing; its text is for whoever sent it."""
 
 
+class WidthError(WireError):
+    """A whole message of latents that are as long as each other, and none as it should be: another encoder's."""
+
+
 def dump(message: Any, media: str) -> bytes:
     return msgspec.json.encode(message) if media == JSON else msgspec.msgpack.encode(message)
 
@@ -172,11 +176,13 @@ def pack(latent: np.ndarray, encoding: str) -> list[float] | Packed:
 
 def unpack(latents: Sequence[list[float] | Packed], width: int) -> np.ndarray:
     """float32 [N,L] of what came; a WireError names the one that cannot be used."""
+    widths = [_width(latent) for latent in latents]
+    if set(widths) not in ({width}, set()):
+        place = next(place for place, given in enumerate(widths) if given != width)
+        kind = WidthError if len(set(widths)) == 1 else WireError
+        raise kind(f"clips[{place}].latent has {widths[place]:g} numbers, and the classifier takes {width}")
     rows = np.empty((len(latents), width), np.float32)
     for place, latent in enumerate(latents):
-        given = len(latent) if isinstance(latent, list) else len(latent.data) / np.dtype(DTYPES[latent.dtype]).itemsize
-        if given != width:
-            raise WireError(f"clips[{place}].latent has {given:g} numbers, and the classifier takes {width}")
         if isinstance(latent, list):
             with np.errstate(over="ignore"):
                 rows[place] = latent
@@ -189,3 +195,8 @@ def unpack(latents: Sequence[list[float] | Packed], width: int) -> np.ndarray:
     if not whole.all():
         raise WireError(f"clips[{int(whole.argmin())}].latent holds a number that is not finite in float32")
     return rows
+
+
+def _width(latent: list[float] | Packed) -> float:
+    """How many numbers it has; a part of one, if bytes are missing."""
+    return len(latent) if isinstance(latent, list) else len(latent.data) / np.dtype(DTYPES[latent.dtype]).itemsize

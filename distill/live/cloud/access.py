@@ -38,10 +38,7 @@ def add(engine: sa.Engine, name: str, role: str) -> str:
     """A new device or viewer; its key, which nobody can look up again."""
     try:
         with writing(engine) as connection:
-            made = connection.execute(sa.insert(devices).values(name=name, role=role, created=time.time()))
-            device_id = made.inserted_primary_key
-            assert device_id is not None
-            return _new_key(connection, int(device_id[0]))
+            return _add(connection, name, role)
     except sa.exc.IntegrityError as error:
         raise UserError(f"there is a device or viewer {name!r} already; rotate={name} gives it a new key") from error
 
@@ -60,6 +57,13 @@ def revoke(engine: sa.Engine, name: str) -> None:
         connection.execute(sa.delete(keys).where(keys.c.device_id == _find(connection, name)))
 
 
+def _add(connection: sa.Connection, name: str, role: str) -> str:
+    made = connection.execute(sa.insert(devices).values(name=name, role=role, created=time.time()))
+    device_id = made.inserted_primary_key
+    assert device_id is not None
+    return _new_key(connection, int(device_id[0]))
+
+
 def _find(connection: sa.Connection, name: str) -> int:
     found = connection.scalar(sa.select(devices.c.id).where(devices.c.name == name))
     if found is None:
@@ -75,13 +79,13 @@ def _new_key(connection: sa.Connection, device_id: int) -> str:
 
 
 def first_viewer(engine: sa.Engine) -> str:
-    """The key of a first viewer, if there was none; else nothing."""
-    with engine.connect() as connection:
+    """The key of a first viewer, if there was none; else nothing, also to a service that starts at the same time."""
+    with writing(engine) as connection:
         roles = {row.name: row.role for row in connection.execute(sa.select(devices.c.name, devices.c.role))}
-    if VIEWER in roles.values():
-        return ""
-    names = itertools.chain([VIEWER], (f"{VIEWER} {number}" for number in itertools.count(2)))
-    return add(engine, next(name for name in names if name not in roles), VIEWER)
+        if VIEWER in roles.values():
+            return ""
+        names = itertools.chain([VIEWER], (f"{VIEWER} {number}" for number in itertools.count(2)))
+        return _add(connection, next(name for name in names if name not in roles), VIEWER)
 
 
 def holders(engine: sa.Engine) -> list[tuple[str, str, int]]:

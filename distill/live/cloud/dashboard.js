@@ -10,13 +10,13 @@ const SPANS = [
 const BUSY = 20; // a question is asked again after so many times what its answer took, at the earliest
 const THEME = "distill-theme";
 
-const view = { span: SPANS[1], device: "", camera: "" };
+const view = { span: SPANS[1], device: "", camera: "", label: "" };
 let session = null; // AbortController of everything that runs with the key
 const polling = { timer: 0, asked: null };
 let shown = null; // the summary that is drawn
 
 function filters() {
-  return { device: view.device, camera: view.camera };
+  return { device: view.device, camera: view.camera, label: view.label };
 }
 
 // Ends at a whole bucket, so that a bar's clips do not change from question to question.
@@ -67,7 +67,7 @@ function draw() {
   const entries = ranking(shown.counts);
   say($("clip-count"), whole.format(shown.total));
   say($("clip-remark"), `in ${view.span.title}`);
-  drawEmpty(shown.total);
+  drawEmpty();
   drawLegend(entries, draw);
   drawLanes(shown, shownCameras());
   drawShare(entries);
@@ -94,8 +94,8 @@ function totals(counts) {
 }
 
 // Nothing was ever sent: the charts have nothing to say, but somebody has something to do.
-function drawEmpty(clips) {
-  const never = !clips && !live.last;
+function drawEmpty() {
+  const never = live.last === 0 && !shown?.total;
   $("empty").hidden = !never;
   $("charts").hidden = never;
 }
@@ -143,8 +143,15 @@ function choiceGroup([device, cameras]) {
   return group;
 }
 
+// What the classifier knows; what is chosen stays a choice, even if the classifier is another one by now.
+function drawActionChoice(classes) {
+  const labels = [...new Set(view.label ? [...classes, view.label] : classes)].sort(byName);
+  $("actions").replaceChildren(new Option("All actions", ""), ...labels.map((label) => new Option(label)));
+  $("actions").value = view.label;
+}
+
 function choose(change) {
-  const filtered = "device" in change;
+  const filtered = !("span" in change);
   Object.assign(view, change);
   writeAddress();
   hush();
@@ -156,7 +163,7 @@ function choose(change) {
 
 // A reload, a bookmark or a link shows the same.
 function writeAddress() {
-  const values = { span: view.span.name, device: view.device, camera: view.camera };
+  const values = { span: view.span.name, ...filters() };
   history.replaceState(null, "", address(location.pathname, values));
 }
 
@@ -165,6 +172,7 @@ function readAddress() {
   view.span = SPANS.find(({ name }) => name === values.get("span")) ?? view.span;
   view.device = values.get("device") ?? "";
   view.camera = view.device ? (values.get("camera") ?? "") : "";
+  view.label = values.get("label") ?? "";
 }
 
 function setTheme(theme) {
@@ -208,6 +216,7 @@ async function enter(signal) {
   const classifier = await ask("v1/classifier", {}, signal);
   showTrouble("");
   palette.learn(classifier.classes);
+  drawActionChoice(classifier.classes);
   showClassifier(classifier);
   showApp();
   follow({ begin: beginLive, take: takeEvent, state: showLink, locked: lock }, signal);
@@ -236,6 +245,7 @@ function listen() {
     const [device = "", camera = ""] = JSON.parse($("cameras").value || "[]");
     choose({ device, camera });
   });
+  $("actions").addEventListener("change", () => choose({ label: $("actions").value }));
   $("more-lanes").addEventListener("click", () => {
     lanes.all = !lanes.all;
     draw();

@@ -12,8 +12,8 @@ const live = {
   paused: false,
 };
 
-function passes({ device, camera }) {
-  return (!view.device || device === view.device) && (!view.camera || camera === view.camera);
+function passes(prediction) {
+  return Object.entries(filters()).every(([name, wanted]) => !wanted || prediction[name] === wanted);
 }
 
 // Where to listen from. After a long sleep, or where the service began anew, the table is fetched afresh instead.
@@ -30,6 +30,7 @@ async function fetchRecent(newest, signal) {
   live.waiting = [];
   live.held = 0;
   redrawRows();
+  drawEmpty();
 }
 
 // Up to this one, as the filter is when the answer is there: it may have been changed meanwhile.
@@ -38,7 +39,7 @@ async function older(last, signal) {
     const chosen = filters();
     const values = { ...chosen, order: "newest", before: last + 1, limit: ROWS };
     const { predictions } = await ask("v1/predictions", values, signal);
-    if (chosen.device === view.device && chosen.camera === view.camera) return predictions;
+    if (address("", chosen) === address("", filters())) return predictions;
   }
 }
 

@@ -89,7 +89,6 @@ REFUSALS: dict[Any, Any] = {
     sa.exc.InterfaceError: _away,
     sa.exc.TimeoutError: _away,
     ClientDisconnect: _left,
-    sa.exc.TimeoutError: _away,
     sa.exc.DataError: _beyond,
     Exception: _broken,
 }

@@ -153,6 +153,8 @@ class Cloud:
         self._check(post, device)
         try:
             latents = wire.unpack([clip.latent for clip in post.clips], self.classifier.width)
+        except wire.WidthError as error:  # whoever sends is right, and keeps them until the right classifier is here
+            raise Refusal(409, str(error)) from error
         except wire.WireError as error:
             raise Refusal(422, str(error)) from error
         try:
