@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from distill.clips.video import SAME
 from distill.errors import UserError
 from distill.files import publish
 from distill.randomness import generator, number
+from distill.surroundings import cores
 
 # Speed of (x, y, log size, turn) per clip length, in circumferences; orbits and zig-zags are added on top.
 LINES: dict[str, tuple[float, float, float, float]] = {
@@ -213,9 +213,7 @@ def render(drawing: Drawing, root: Path) -> Path:
     if not done.exists():
         names = clip_names(drawing)
         parts = [names[start : start + 50] for start in range(0, len(names), 50)]
-        with ProcessPoolExecutor(
-            os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
-        ) as pool:
+        with ProcessPoolExecutor(cores()) as pool:
             for _ in pool.map(_render, [drawing] * len(parts), [into] * len(parts), parts):
                 pass
         publish(done, lambda part: part.write_text(json.dumps(asdict(drawing), indent=1)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from distill.randomness import number
 from distill.run_log import Talk, percent
 from distill.shards import files
 from distill.shards.grid import Shards
+from distill.surroundings import cores
 from distill.teaching.asking import Asking
 
 BEGINNING = "beginning.safetensors"
@@ -82,7 +82,7 @@ def expect(asking: Asking, frames: Frames, numbers: list[int], todo: int, worker
     each = sum(rows.nbytes for rows in asking.pack(answer, unseen(1)).values())
     looks = len(numbers) if asking.options.test_clips else 1
     teaching *= looks
-    reading *= looks / len(numbers) / max(1, min(workers, os.cpu_count() or 1))
+    reading *= looks / len(numbers) / max(1, min(workers, cores()))
     # On a CPU readers and teacher take turns on the same cores; beside a GPU they work at once.
     record = teaching + reading if asking.device.type == "cpu" else max(teaching, reading)
     line = (
