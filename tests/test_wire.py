@@ -106,7 +106,8 @@ def test_what_cannot_be_used_is_named(latent: Any, said: str) -> None:
 def test_a_message_of_another_width_is_another_matter_than_one_bad_clip() -> None:
     with pytest.raises(wire.WidthError, match=r"^clips\[0\]\.latent has 2 numbers, and the classifier takes 3$"):
         wire.unpack([[1.0, 2.0], wire.Packed("float16", b"1234")], 3)
-    for latents in ([[1.0, 2.0], [1.0]], [[1.0, 2.0, 3.0], [1.0]]):
+    broken = wire.Packed("float16", b"123")
+    for latents in ([[1.0, 2.0], [1.0]], [[1.0, 2.0, 3.0], [1.0]], [[]], [broken, broken]):
         with pytest.raises(wire.WireError, match="and the classifier takes 3") as told:
             wire.unpack(latents, 3)
         assert not isinstance(told.value, wire.WidthError)

@@ -177,10 +177,11 @@ def pack(latent: np.ndarray, encoding: str) -> list[float] | Packed:
 def unpack(latents: Sequence[list[float] | Packed], width: int) -> np.ndarray:
     """float32 [N,L] of what came; a WireError names the one that cannot be used."""
     widths = [_width(latent) for latent in latents]
-    if set(widths) not in ({width}, set()):
-        place = next(place for place, given in enumerate(widths) if given != width)
-        kind = WidthError if len(set(widths)) == 1 else WireError
-        raise kind(f"clips[{place}].latent has {widths[place]:g} numbers, and the classifier takes {width}")
+    if set(widths) - {width}:
+        place, given = next((place, given) for place, given in enumerate(widths) if given != width)
+        others = set(widths) == {given} and given > 0 and given % 1 == 0
+        what = f"clips[{place}].latent has {given:g} numbers, and the classifier takes {width}"
+        raise WidthError(what) if others else WireError(what)
     rows = np.empty((len(latents), width), np.float32)
     for place, latent in enumerate(latents):
         if isinstance(latent, list):
