@@ -270,6 +270,7 @@ def inside(database: str, **changes: Any) -> Iterator[Service]:
     listening = socket.create_server(("127.0.0.1", 0))
     service = Service(int(listening.getsockname()[1]), database, changes)
     quiet: dict[str, Any] = {
+        "log_config": None,  # its own closes all handlers that there are, and some close pytest's files
         "log_level": "error",
         "access_log": False,
         "server_header": False,

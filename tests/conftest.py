@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from examples import EXAMPLES
+from hypothesis import settings
 from teacher_examples import make as make_teacher
 
 from distill import command
@@ -23,6 +24,10 @@ from distill.errors import UserError
 from distill.keys import recipe_names
 from distill.plugins import schema
 from distill.recipe import Recipe, read_recipe
+
+settings.register_profile("any machine", deadline=None)  # a busy one takes its time
+settings.load_profile("any machine")
+pytest.register_assert_rewrite("cloud_server", "dashboard_browser", "edge_cloud")  # their asserts tell what they saw
 
 SMALL = {"train": "4", "val": "1", "test": "1"}  # clips per class
 

@@ -76,7 +76,7 @@ class House:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> House:
-        quiet = {"log_level": "critical", "access_log": False}
+        quiet: dict[str, Any] = {"log_config": None, "log_level": "critical", "access_log": False}
         app = make_app(self.options)
         config = uvicorn.Config(app, "127.0.0.1", self.port, timeout_graceful_shutdown=0, **quiet)
         self.server = uvicorn.Server(config)

@@ -33,6 +33,7 @@ from cloud_server import (
     latents,
     post,
     running,
+    writer,
 )
 
 from distill.command import dispatch
@@ -229,6 +230,20 @@ def test_a_device_may_be_called_viewer(engine: sa.Engine) -> None:
     assert holder is not None
     assert (holder.name, holder.role) == ("viewer 2", "viewer")
     assert access.first_viewer(engine) == ""
+
+
+@pytest.mark.parametrize("job", [["cloud"], ["cloud", "devices", "add=box1"], ["cloud", "forget"]], ids="-".join)
+def test_a_database_in_which_somebody_else_writes_on_and_on(
+    job: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened in time, and not written to in time."""
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
+    place = fresh_database("sqlite", tmp_path)
+    database.open_database(place).dispose()
+    monkeypatch.setattr(database, "_migrate", lambda _: None)
+    with writer(place):
+        said = wrong(capsys, [*job, f"database={place}", f"classifier={classifier()}", f"port={free_port()}"])
+    assert f"database={place} cannot be used: database is locked" in said
 
 
 def test_services_that_start_at_once_make_one_first_viewer(fresh: str) -> None:

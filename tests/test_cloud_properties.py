@@ -23,7 +23,7 @@ from schemathesis.specs.openapi import checks
 from distill.live import wire
 from distill.live.cloud.described import BIGGEST
 
-BOUNDED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+BOUNDED = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 SURROGATES = st.characters(codec=None) | st.sampled_from("\ud800\udfff\x00\u202e\U0010ffff")
 TEXT = st.text(SURROGATES, max_size=80)
 NUMBERS = st.integers(-(2**80), 2**80) | st.floats() | st.sampled_from([2**53, 2**53 - 1, BIGGEST, -BIGGEST, 1e-320])

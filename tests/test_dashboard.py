@@ -216,6 +216,45 @@ def test_one_action_alone(browser: Browser, busy: House) -> None:
         expect(seen.locator("#rows-none")).to_be_visible()
 
 
+def test_rows_that_could_not_be_fetched_are_fetched_later(browser: Browser, busy: House) -> None:
+    refused = iter([True, True])
+
+    def refuse(route: Route) -> None:
+        if next(refused, False):
+            route.fulfill(status=503, json={"detail": "the database is away"})
+        else:
+            route.continue_()
+
+    with looking(browser, busy.url, "503", path=signed_in(busy), routes={"**/v1/predictions?*label=*": refuse}) as seen:
+        live(seen)
+        expect(seen.locator("#rows tr")).to_have_count(28)
+        seen.select_option("#actions", label="clap")
+        expect(seen.get_by_role("alert")).to_have_text(re.compile("the database is away"))
+        expect(seen.locator("#rows tr")).to_have_count(8, timeout=20_000)
+        expect(seen.locator("#trouble")).to_be_hidden()
+
+
+def test_actions_with_odd_names_can_be_chosen_and_leave_colours_alone(browser: Browser, tmp_path: Path) -> None:
+    names = (" pick  up ", *(f"action {number}" for number in range(11)))
+    own = House(tmp_path, names).start()
+    for number, name in enumerate(reversed(names)):
+        own.send("box1", "door", *[(name, 0.9)] * (number + 1))
+    with looking(browser, own.url, path=signed_in(own)) as seen:
+        expect(seen.locator("#share li")).to_have_count(9)
+        colours = "all => all.map(one => one.querySelector('[data-part=swatch]').className + one.textContent)"
+        before = seen.eval_on_selector_all("#legend li", colours)
+        for rare in ("action 10", "action 9"):
+            seen.select_option("#actions", rare)
+            expect(seen.locator("#share [data-part=label]")).to_have_text([rare])
+        seen.select_option("#actions", names[0])
+        expect(seen.locator("#clip-count")).to_have_text("12")
+        assert {row["label"] for row in known(own, label=names[0])} == {names[0]}
+        seen.select_option("#actions", "")
+        expect(seen.locator("#share li")).to_have_count(9)
+        assert seen.eval_on_selector_all("#legend li", colours) == before
+    own.close()
+
+
 def test_spans(browser: Browser, busy: House) -> None:
     with looking(browser, busy.url, path=signed_in(busy)) as seen:
         for span, clips in (("15 min", 14), ("1 h", 21), ("6 h", 28), ("7 days", 28), ("24 h", 28)):

@@ -110,7 +110,7 @@ def test_frames_are_those_of_the_plain_loop_with_and_without_facts(kind: str, ma
         assert np.array_equal(read_frames(path, wanted, facts=facts), reference[wanted]), wanted
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(KINDS)), st.lists(st.integers(0, N - 1), min_size=1, max_size=20))
 def test_any_frames_in_any_order(made: Made, kind: str, wanted: list[int]) -> None:
     path, facts = made(kind), look(made(kind))
@@ -350,7 +350,7 @@ def test_a_cut_mp4_whose_index_is_in_front_is_damaged_not_broken(tmp_path: Path)
     assert len(read_frames(fast, facts=facts)) == facts.frames
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(KINDS)), st.lists(st.integers(0, 1 << 20), min_size=1, max_size=40), st.booleans())
 def test_flipped_bits_never_hang_crash_or_disagree(
     made: Made, tmp_path: Path, kind: str, places: list[int], spare_header: bool

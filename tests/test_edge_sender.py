@@ -47,8 +47,8 @@ class Box:
         self.options = Options(cloud=url, key=edge_cloud.KEY, **{"batch": 8, "timeout": 5.0, **options})
         self.sender = Sender(self.options, self.spool, self.said.append)
 
-    def put(self, *seqs: int, camera: str = "door", encoder: str = "e") -> None:
-        latents = [wire.pack(np.full(4, seq, np.float32), self.options.encoding) for seq in seqs]
+    def put(self, *seqs: int, camera: str = "door", encoder: str = "e", width: int = 4) -> None:
+        latents = [wire.pack(np.full(width, seq, np.float32), self.options.encoding) for seq in seqs]
         clips = [wire.Clip(camera, "b", seq, 1e9 + seq, latent, 2.5) for seq, latent in zip(seqs, latents, strict=True)]
         self.spool.add([Spooled(clip, encoder) for clip in clips])
         self.sender.wake()
@@ -189,6 +189,57 @@ def test_refused_clips_are_found(bad: set[int], cloud: Cloud, box: Callable[...,
     why = "(boot b) is given up, since the cloud says 422: not [31m finite"
     assert here.said == [f"clip {seq} of camera door {why}" for seq in sorted(bad)]
     assert len(cloud.posts) <= 2 + 7 * max(1, len(bad))
+
+
+def takes(width: int) -> Callable[[Talking, wire.Post], bool]:
+    """What the cloud says of latents of other widths."""
+
+    def judge(talking: Talking, post: wire.Post) -> bool:
+        try:
+            wire.unpack([clip.latent for clip in post.clips], width)
+        except wire.WireError as error:
+            code = 409 if isinstance(error, wire.WidthError) else 422
+            talking.say(code, f'{{"detail": "{error}"}}'.encode())
+            return False
+        return True
+
+    return judge
+
+
+@pytest.mark.parametrize("bad", [{0}, {2}, {2, 3}, {0, 15}])
+def test_a_clip_of_another_width_holds_up_no_others(bad: set[int], cloud: Cloud, box: Callable[..., Box]) -> None:
+    cloud.always = takes(4)
+    here = box(cloud.url)
+    for seq in range(16):
+        here.put(seq, width=3 if seq in bad else 4)
+    while here.sender.send() is not None:
+        pass
+    assert stored(cloud) == [seq for seq in range(16) if seq not in bad]
+    assert here.sender.refused == len(bad)
+
+
+def test_clips_that_are_all_of_another_width_are_kept(
+    cloud: Cloud, box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if a bad one among them was being looked for when another cloud came back, with another classifier."""
+    monkeypatch.setattr(sending, "REFUSED_SECONDS", 0.0)
+    here = box(cloud.url)
+    here.put(0, 1)
+    bad = wire.pack(np.full(4, np.nan, np.float32), "float32")
+    here.spool.add([Spooled(wire.Clip("door", "b", 2, 1e9 + 2, bad), "e")])
+    here.put(*range(3, 16))
+    cloud.always = takes(4)
+    here.sender.send()
+    here.sender.send()
+    assert here.sender.suspects
+    cloud.script, cloud.always = [says(502)], takes(5)
+    for _ in range(5):
+        here.sender.send()
+    assert (here.sender.refused, here.spool.depth().clips) == (0, 16)
+    cloud.always = takes(4)
+    while here.sender.send() is not None:
+        pass
+    assert stored(cloud) == [seq for seq in range(16) if seq != 2]
 
 
 def test_half_as_much_is_remembered(cloud: Cloud, box: Callable[..., Box]) -> None:

@@ -48,7 +48,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, room=st.integers(1, 8))
 def test_it_is_a_bounded_queue(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, object]], room: int

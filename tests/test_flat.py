@@ -93,7 +93,7 @@ def a_video(draw: Draw, channels: int, least: int) -> Tensor:
     return torch.randn(min(clips, 3), channels, frames, height, width)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_convolutions(data: st.DataObject) -> None:
     kernel, stride, padding, dilation = (
@@ -105,7 +105,7 @@ def test_convolutions(data: st.DataObject) -> None:
     same(lambda given: F.conv3d(given, weight, bias, stride, padding, dilation, groups), video)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_poolings(data: st.DataObject) -> None:
     kernel, stride = (data.draw(st.tuples(ODD, ODD, ODD)) for _ in range(2))

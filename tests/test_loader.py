@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from videos import pictures, write
 
@@ -132,7 +132,6 @@ def test_frames_come_from_the_clip_s_span_of_its_file(manifest: Manifest) -> Non
     assert np.array_equal(part, whole[5:15])
 
 
-@settings(deadline=None)
 @given(st.integers(1, 500), st.floats(1, 60), st.floats(0, 100), st.floats(0.001, 100))
 def test_a_span_is_never_empty_and_never_leaves_the_file(frames: int, fps: float, start: float, length: float) -> None:
     span = Facts(frames=frames, fps=fps).span(start, start + length)

@@ -124,7 +124,7 @@ def test_fit_takes_the_middles(wanted: int, more: int) -> None:
     assert kept.shape == (2, wanted, 3, 4, 4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 20), st.integers(1, 20), st.integers(2, 20))
 def test_fit_changes_the_size_and_keeps_the_rest(batch: int, count: int, height: int, width: int, size: int) -> None:
     frames = torch.full((batch, count, 3, height, width), 77, dtype=torch.uint8)

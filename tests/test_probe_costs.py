@@ -155,7 +155,7 @@ def planned(names, budget=None, memory=10**15, folds=10, cores=2, size=None):  #
 names_of_probes = st.lists(st.sampled_from(list(PROBES)), unique=True, min_size=1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     names=names_of_probes,
     shape=st.tuples(st.integers(100, 100_000), st.integers(16, 2048), st.integers(2, 500)),

@@ -267,7 +267,7 @@ def test_classes_of_the_most_frequent_mix_ups_stand_side_by_side() -> None:
 # ---------------------------------------------------------------- figures
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(2, 12), st.integers(1, 60), st.integers(1, 20), st.integers(0, 1000))
 def test_no_answer_is_a_wrong_answer(classes: int, rows: int, lost: int, seed: int) -> None:
     """As scikit-learn has it where no answer is one more answer, which is right for no class."""

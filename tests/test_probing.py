@@ -244,7 +244,6 @@ def test_splits_that_overlap_are_searched_plainly() -> None:
     assert np.array_equal(by_fold(found), by_fold(plain))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-1, 4), min_size=1, max_size=30))
 def test_folds_are_told_from_splits(folds: list[int]) -> None:
     given_ = np.array(folds)
@@ -270,7 +269,7 @@ def test_a_hold_out_is_one_fold(name: str) -> None:
 # ---------------------------------------------------------------- measures
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(2, 12), st.integers(1, 60), st.integers(0, 1000))
 def test_measures_are_scikit_learns(classes: int, rows: int, seed: int) -> None:
     draw = np.random.default_rng(seed)

@@ -206,7 +206,7 @@ def test_the_saved_recipe_is_a_recipe_that_gives_the_same(tmp_path: Path, name: 
     assert differences(again, saved) == []
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.text("${}\\:a.# '\"[]", max_size=12))
 def test_a_value_is_saved_as_it_is(tmp_path_factory: pytest.TempPathFactory, value: str) -> None:
     """Also one with the signs that stand for other keys."""
@@ -274,7 +274,7 @@ VALUES: st.SearchStrategy[Any] = st.one_of(
 CHANGES = st.builds("{}={}".format, KEYS, VALUES).filter(lambda change: not change.startswith("recipe="))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.one_of(CHANGES, st.text(max_size=8)), max_size=4))
 @example(["student=null"])
 @example(["[=0"])

@@ -200,7 +200,7 @@ EVERY = ORDERED + LOOPED
 
 
 @pytest.mark.parametrize("sampler", EVERY)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(draws=DRAWS, available=st.integers(1, 400))
 def test_every_sampler_stays_in_the_clip_and_goes_forward_unless_it_loops(
     sampler: Callable[[list[float], int], np.ndarray], draws: list[float], available: int

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -325,7 +325,6 @@ def test_trees_are_not_deeper_than_a_walk_may_be_long() -> None:
         chain(grown.DEEPEST + 1)
 
 
-@settings(deadline=None)
 @given(st.floats(-(2.0**100), 2.0**100), st.floats(-(2.0**100), 2.0**100, width=32))
 def test_rows_fall_on_the_same_side_in_single_precision(threshold: float, at: float) -> None:
     single = grown._single(np.array([threshold]))

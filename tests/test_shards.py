@@ -79,7 +79,7 @@ def assert_right(store: Shards, index: np.ndarray, view: np.ndarray) -> None:
             assert np.array_equal(found[name][i], expected[name][0]), (name, clip, v)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(chosen=st.lists(st.tuples(st.integers(0, CLIPS - 1), st.integers(0, 2)), min_size=1, max_size=30))
 def test_reads_any_keys_in_any_order(tmp_path_factory: pytest.TempPathFactory, chosen: list[tuple[int, int]]) -> None:
     store = shards(tmp_path_factory.getbasetemp() / "order")
@@ -196,7 +196,7 @@ def test_a_gap_among_clips_that_are_not_ours_gets_a_row_of_its_own(tmp_path: Pat
     assert len(many.roll.segments) == 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_jobs_of_any_clips_and_views_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -26,7 +26,7 @@ def resized(given: np.ndarray, size: int) -> np.ndarray:
     return found[0].permute(1, 2, 0).numpy()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(SIDES, SIDES, st.integers(1, 240), st.sampled_from([2, 256]), st.integers(0, 99))
 @example(1, 1, 5, 256, 0)
 @example(300, 7, 7, 256, 0)
@@ -39,7 +39,7 @@ def test_scaling_is_torchs(height: int, width: int, size: int, levels: int, seed
     assert np.array_equal(square.scaled(given, size), resized(given, size))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SIDES, SIDES, st.integers(1, 120), st.integers(0, 99))
 @example(32, 48, 32, 0)
 @example(32, 32, 32, 0)

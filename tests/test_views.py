@@ -66,7 +66,6 @@ def test_pinned_draw() -> None:
     assert (coloured.saturation, coloured.hue) == pytest.approx((0.6667091069196545, 0.04915878866963411), abs=1e-12)
 
 
-@settings(deadline=None)
 @given(OPTIONS, IDS, NUMBERS)
 def test_every_draw_is_inside_the_clip_and_the_options(options: ViewOptions, clip: str, number: int) -> None:
     check(options)
@@ -83,7 +82,6 @@ def test_every_draw_is_inside_the_clip_and_the_options(options: ViewOptions, cli
     assert options.flip or not view.flip
 
 
-@settings(deadline=None)
 @given(OPTIONS, st.lists(st.tuples(IDS, st.integers(0, 9)), max_size=12), st.randoms())
 def test_draws_do_not_depend_on_their_order(
     options: ViewOptions, keys: list[tuple[str, int]], chance: random.Random
@@ -122,7 +120,7 @@ def test_the_plain_view_is_the_centre_square() -> None:
     assert np.array_equal(apply(PLAIN, clip, ClipSpec(3, 8)), clip[:, :, 6:14].transpose(0, 3, 1, 2))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     OPTIONS,
     NUMBERS,
@@ -142,7 +140,7 @@ def test_every_clip_gives_the_right_shape(
     assert (seen == 128).all()  # a crop that left the frame would bring in something else
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(OPTIONS, NUMBERS, st.integers(1, 100), st.integers(1, 16))
 def test_frames_come_from_the_view_s_span(options: ViewOptions, number: int, frames: int, count: int) -> None:
     clip = np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 4, 4, 3))
@@ -192,7 +190,7 @@ def test_students_and_teachers_of_other_sizes_see_the_same_part() -> None:
 # Which frames
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(OPTIONS, st.integers(-30, 50), st.integers(1, 400), st.integers(1, 40))
 def test_every_sampler_goes_forward_inside_the_clip(options: ViewOptions, number: int, total: int, count: int) -> None:
     view = draw(options, "clip", max(number, -options.test_clips * options.test_crops))
@@ -232,7 +230,7 @@ def test_training_draws_as_the_originals_do_when_the_span_is_the_whole_clip() ->
     assert seen["dense"] == {tuple(range(start, start + 16, 2)) for start in range(25)}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(OPTIONS, st.integers(-1, 50), st.integers(1, 200))
 def test_a_student_of_half_the_frames_sees_its_teacher_s_window(options: ViewOptions, number: int, total: int) -> None:
     options = replace(options, sampler="dense")
@@ -350,7 +348,7 @@ def test_saturation_and_hue_by_known_cases() -> None:
     assert green > 50 > -50 > blue  # a turn goes from red by green to blue
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(COLOURS, st.integers(0, 2**32 - 1))
 def test_recolouring_rounds_once_and_leaves_its_frames_alone(view: View, seed: int) -> None:
     frames = np.random.default_rng(seed).integers(0, 256, (2, 2, 3, 5, 7), np.uint8)
@@ -363,7 +361,7 @@ def test_recolouring_rounds_once_and_leaves_its_frames_alone(view: View, seed: i
     assert np.array_equal(frames, before)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(0.5, 1.5), st.floats(0.5, 1.5))
 def test_light_is_the_rounded_float_of_every_value(brightness: float, contrast: float) -> None:
     matrix = colour(replace(PLAIN, brightness=brightness, contrast=contrast))

@@ -23,7 +23,7 @@ from distill.errors import UserError
 from distill.files import make_folder, publish
 from distill.live.aiot_request import Options
 from distill.live.cloud import access
-from distill.live.cloud.database import open_database
+from distill.live.cloud.database import using
 from distill.live.cloud.tables import DEVICE, VIEWER
 from distill.live.edge.request import KEY
 from distill.live.listening import taken
@@ -121,14 +121,12 @@ def _drawn(number: int) -> np.ndarray:
 
 def _keys(url: str) -> dict[str, str]:
     """New ones at every start: nobody has kept the old ones."""
-    engine = open_database(url)
-    known = {name for name, _, _ in access.holders(engine)}
-    found = {
-        role: access.rotate(engine, name, 0.0) if name in known else access.add(engine, name, role)
-        for name, role in ((BOX, DEVICE), (WATCHER, VIEWER))
-    }
-    engine.dispose()
-    return found
+    with using(url) as engine:
+        known = {name for name, _, _ in access.holders(engine)}
+        return {
+            role: access.rotate(engine, name, 0.0) if name in known else access.add(engine, name, role)
+            for name, role in ((BOX, DEVICE), (WATCHER, VIEWER))
+        }
 
 
 @contextmanager

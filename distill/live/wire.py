@@ -165,7 +165,7 @@ def pack(latent: np.ndarray, encoding: str) -> list[float] | Packed:
     if encoding != "int8":
         with np.errstate(over="ignore"):
             numbers = latent.astype(DTYPES[encoding])
-        if not np.isfinite(numbers).all():  # beyond what float16 holds
+        if encoding == "float16" and not np.isfinite(numbers).all():  # beyond what it holds
             return pack(latent, "float32")
         return Packed(encoding, numbers.tobytes())  # type: ignore[arg-type]
     largest = np.abs(latent).max()

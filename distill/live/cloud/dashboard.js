@@ -53,6 +53,16 @@ async function refresh(signal) {
   takeDevices(devices);
   showTrouble("");
   draw();
+  if (live.lacking) refill(session.signal);
+}
+
+// What could not be fetched is fetched when the service answers again.
+function refill(signal) {
+  live.lacking = false;
+  refilter(signal).catch((error) => {
+    live.lacking = true;
+    troubled(error, signal);
+  });
 }
 
 function troubled(error, signal) {
@@ -63,7 +73,7 @@ function troubled(error, signal) {
 }
 
 function draw() {
-  palette.update(totals(shown.counts));
+  if (!view.label || palette.slots.size < COLOURS) palette.update(totals(shown.counts));
   const entries = ranking(shown.counts);
   say($("clip-count"), whole.format(shown.total));
   say($("clip-remark"), `in ${view.span.title}`);
@@ -146,7 +156,7 @@ function choiceGroup([device, cameras]) {
 // What the classifier knows; what is chosen stays a choice, even if the classifier is another one by now.
 function drawActionChoice(classes) {
   const labels = [...new Set(view.label ? [...classes, view.label] : classes)].sort(byName);
-  $("actions").replaceChildren(new Option("All actions", ""), ...labels.map((label) => new Option(label)));
+  $("actions").replaceChildren(new Option("All actions", ""), ...labels.map((label) => new Option(label, label)));
   $("actions").value = view.label;
 }
 
@@ -157,7 +167,7 @@ function choose(change) {
   hush();
   if (!session) return;
   $("charts").classList.add("busy");
-  if (filtered) refilter(session.signal).catch((error) => troubled(error, session.signal));
+  if (filtered) refill(session.signal);
   poll();
 }
 

@@ -9,6 +9,7 @@ const live = {
   recent: [], // the newest that pass the filter, newest first
   waiting: [], // came since the last drawing, oldest first
   held: 0, // came while paused
+  lacking: false, // older ones that pass the filter could not be fetched
   paused: false,
 };
 

@@ -42,16 +42,35 @@ def open_database(url: str) -> sa.Engine:
         make_folder(Path(parsed.database).parent)
         make_private(Path(parsed.database))
     try:
-        engine = _engine(parsed)
-        _migrate(engine)
+        with _told_plainly(url):
+            engine = _engine(parsed)
+            _migrate(engine)
     except ImportError as error:
         raise UserError("PostgreSQL needs psycopg: pip install 'distill[postgres]'") from error
-    except sa.exc.DBAPIError as error:
-        why = str(error.orig).strip().splitlines()[0]
-        raise UserError(f"database={shown(url)} cannot be used: {why}") from error
     except CommandError as error:
         raise UserError(f"database={shown(url)} was made by another version of distill ({error})") from error
     return engine
+
+
+@contextmanager
+def using(url: str) -> Iterator[sa.Engine]:
+    """As a job does that is over soon, and of which somebody waits to hear."""
+    engine = open_database(url)
+    try:
+        with _told_plainly(url):
+            yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _told_plainly(url: str) -> Iterator[None]:
+    """In one line: that the database cannot be used, and why."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        why = str(error.orig).strip().splitlines()[0]
+        raise UserError(f"database={shown(url)} cannot be used: {why}") from error
 
 
 def shown(url: str) -> str:

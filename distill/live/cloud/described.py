@@ -96,9 +96,9 @@ REFUSALS: dict[Any, Any] = {
 # ------------------------------------------------------------ OpenAPI
 
 ERRORS = {
-    401: "no good key", 403: "a key of the wrong kind", 409: "latents of another encoder", 413: "too much at once",
-    415: "neither JSON nor msgpack", 422: "what is wrong with it", 429: "too fast; see Retry-After",
-    503: "not now; see Retry-After",
+    401: "no good key", 403: "a key of the wrong kind", 409: "latents of another encoder or width",
+    413: "too much at once", 415: "neither JSON nor msgpack", 422: "what is wrong with it",
+    429: "too fast; see Retry-After", 503: "not now; see Retry-After",
 }  # fmt: skip
 READING = (401, 403, 422, 503)
 SENDING = (401, 403, 413, 415, 422, 503)

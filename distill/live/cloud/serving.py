@@ -12,7 +12,7 @@ import uvicorn
 
 from distill.live.cloud import access, device_request
 from distill.live.cloud.classifying import Classifier, open_classifier
-from distill.live.cloud.database import open_database, shown
+from distill.live.cloud.database import shown, using
 from distill.live.cloud.forgetting import forget_old
 from distill.live.cloud.meters import FOLDER
 from distill.live.cloud.request import Options
@@ -36,12 +36,11 @@ def cloud(options: Options) -> dict[str, Any]:
     Ctrl-C ends it: what was taken is stored first.
     """
     talk = Talk()
-    engine = open_database(options.url)
-    classifier = open_classifier(options.classifier, options.encoder)
-    with taken(options.host, options.port) as found:
-        options = replace(options, port=int(found.getsockname()[1]))
-    key = access.first_viewer(engine) if options.readers == "key" else ""
-    engine.dispose()
+    with using(options.url) as engine:
+        classifier = open_classifier(options.classifier, options.encoder)
+        with taken(options.host, options.port) as found:
+            options = replace(options, port=int(found.getsockname()[1]))
+        key = access.first_viewer(engine) if options.readers == "key" else ""
     talk.say(
         f"{classifier.kind} knows {len(classifier.classes)} classes of latents of {classifier.width} numbers; "
         f"{shown(options.url)} keeps what is seen"
@@ -86,21 +85,20 @@ def devices(options: device_request.Options) -> dict[str, Any]:
 
     Keys are printed once; the database knows their hashes only. A running service heeds all of it within seconds.
     """
-    talk, engine = Talk(), open_database(options.url)
-    made = ""
-    if options.add or options.viewer:
-        name, role = (options.add, DEVICE) if options.add else (options.viewer, VIEWER)
-        made, why = access.add(engine, name, role), f"{role} {name}"
-    elif options.rotate:
-        made, why = access.rotate(engine, options.rotate, 3600 * options.grace_hours), options.rotate
-    elif options.revoke:
-        access.revoke(engine, options.revoke)
-    if made:
-        talk.say(f"key of {why}, told this once: {made}")
-    may = {DEVICE: "send", VIEWER: "read"}
-    rows = [(name, may[role], str(count)) for name, role, count in access.holders(engine)]
+    talk, made = Talk(), ""
+    with using(options.url) as engine:
+        if options.add or options.viewer:
+            name, role = (options.add, DEVICE) if options.add else (options.viewer, VIEWER)
+            made, why = access.add(engine, name, role), f"{role} {name}"
+        elif options.rotate:
+            made, why = access.rotate(engine, options.rotate, 3600 * options.grace_hours), options.rotate
+        elif options.revoke:
+            access.revoke(engine, options.revoke)
+        if made:
+            talk.say(f"key of {why}, told this once: {made}")
+        may = {DEVICE: "send", VIEWER: "read"}
+        rows = [(name, may[role], str(count)) for name, role, count in access.holders(engine)]
     talk.table(shown(options.url), ("", "may", "good keys"), rows)
-    engine.dispose()
     return {}
 
 
@@ -109,7 +107,5 @@ def forget(options: Options) -> dict[str, Any]:
 
     distill cloud forget recipe=cloud keep_days=7
     """
-    engine = open_database(options.url)
-    found = forget_old(engine, options)
-    engine.dispose()
-    return {"forgotten": found}
+    with using(options.url) as engine:
+        return {"forgotten": forget_old(engine, options)}

@@ -103,13 +103,16 @@ class Sender:
         try:
             response = self._post("/v1/latents", post)
         except UNREACHED as error:
+            self.suspects = 0  # another cloud may come back
             return self._later(f"the cloud cannot be reached ({_plain(str(error)) or type(error).__name__})")
         took_ms = (time.perf_counter() - started) * 1000
         if response.status_code == OK:
             return self._arrived(items, response, took_ms)
-        if response.status_code in (TOO_LARGE, INVALID):
-            return self._smaller(items, response)
+        if response.status_code in (TOO_LARGE, INVALID) or (response.status_code == OTHER_ENCODER and self.suspects):
+            return self._smaller(items, response)  # of a message of which the cloud took some, so the encoder is right
         text = f"the cloud says {response.status_code}: {_detail(response)}"
+        if response.status_code >= 500:
+            self.suspects = 0  # as above, behind a proxy
         if response.status_code == SLOWER or response.status_code >= 500:
             return self._later(text, retry_after(response.headers.get("retry-after", ""), time.time()))
         self.errors += 1
