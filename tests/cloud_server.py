@@ -29,7 +29,7 @@ import uvicorn
 
 from distill.live import wire
 from distill.live.cloud import access
-from distill.live.cloud.database import open_database, writing
+from distill.live.cloud.database import using, writing
 from distill.live.cloud.request import Options
 from distill.live.cloud.service import make_app
 from distill.live.cloud.tables import DEVICE
@@ -97,10 +97,8 @@ def post(
 @contextmanager
 def writer(url: str) -> Iterator[None]:
     """Somebody else writes, and does not end."""
-    engine = open_database(url)
-    with writing(engine):
+    with using(url) as engine, writing(engine):
         yield
-    engine.dispose()
 
 
 def eventually(holds: Callable[[], Any]) -> Any:
@@ -147,10 +145,9 @@ class Service:
     def key(self, name: str, role: str = DEVICE) -> str:
         """Of a device or viewer, which is made where there is none of this name."""
         if name not in self._keys:
-            engine = open_database(self.database)
-            there = name in {known for known, _, _ in access.holders(engine)}
-            self._keys[name] = access.rotate(engine, name, 1e6) if there else access.add(engine, name, role)
-            engine.dispose()
+            with using(self.database) as engine:
+                there = name in {known for known, _, _ in access.holders(engine)}
+                self._keys[name] = access.rotate(engine, name, 1e6) if there else access.add(engine, name, role)
         return self._keys[name]
 
     def client(self, key: str = "", **more: Any) -> httpx2.Client:

@@ -25,6 +25,7 @@ from distill.command import guarded
 from distill.errors import UserError
 from distill.files import publish_text
 from distill.run_log import Talk
+from distill.surroundings import cores
 
 STEPS = 800
 TEACHER_STEPS = 500  # half of recipes/quickstart_teacher.yaml: right three times in four, where that is nearly always
@@ -169,7 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--out", default="runs/ablation")
     given = parser.parse_args()
     return guarded(lambda: ablation(Path(given.out), given.seeds, given.arms, given.workers))

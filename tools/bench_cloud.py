@@ -29,7 +29,7 @@ import psutil
 
 from distill.live import wire
 from distill.live.cloud import access
-from distill.live.cloud.database import open_database
+from distill.live.cloud.database import using
 from distill.live.cloud.tables import DEVICE
 from distill.probing.classifiers import PROBES
 from distill.probing.saved import save_probe
@@ -66,9 +66,8 @@ def serving(folder: Path) -> Iterator[Server]:
     probe.fit(rng.normal(size=(len(labels), WIDTH)).astype(np.float32), labels)
     file = folder / "probe.safetensors"
     save_probe(probe, [f"class {label}" for label in range(CLASSES)], file, {"table": {"student": ENCODER}})
-    engine = open_database(f"sqlite:///{folder / 'cloud.sqlite'}")
-    key = access.add(engine, "box", DEVICE)
-    engine.dispose()
+    with using(f"sqlite:///{folder / 'cloud.sqlite'}") as engine:
+        key = access.add(engine, "box", DEVICE)
     command = [sys.executable, "-m", "distill.cli", "cloud", f"classifier={file}", f"out={folder}", f"port={PORT}"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:

@@ -10,7 +10,6 @@ told.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import sys
 import time
@@ -39,6 +38,7 @@ from distill.probing.linear import LinearSVM, LogisticRegression
 from distill.probing.neighbours import KNN
 from distill.probing.search import ProbeSearchCV
 from distill.run_log import Talk
+from distill.surroundings import cores
 
 WIDTH, FOLDS = 1024, 10
 ALPHAS = np.logspace(0, 6, 20).tolist()
@@ -164,7 +164,7 @@ def main() -> int:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--kinetics", action="store_true")
     given = parser.parse_args()
-    threads = os.cpu_count() or 1 if given.kinetics else 1
+    threads = cores() if given.kinetics else 1
     torch.set_num_threads(threads)
     with threadpool_limits(threads):
         if given.kinetics:
